@@ -67,7 +67,7 @@ _HOMES = {
     "tool": "tools",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605  # derived, so that the list and the homes cannot part
+__all__ = sorted(_HOMES)  # derived, so that the list and the homes cannot part
 __version__ = "0.1.0"
 
 

@@ -90,8 +90,6 @@ class Sampling:
             _check_real(name, getattr(self, name), low, high, open_low)
         for name, least, most in _WHOLES:
             _check_whole(name, getattr(self, name), least, most)
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
         object.__setattr__(self, "stop", _checked_stops(self.stop))
         if self.logit_bias is not None:
             object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
@@ -145,10 +143,10 @@ def _check_whole(name: str, value: Any, low: int, high: int) -> None:
 
 
 def _checked_stops(stop: Any) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        stop = (stop,)
     if not isinstance(stop, list | tuple) or len(stop) > MAX_STOPS:
-        raise UsageError(
-            f"`stop` is {_short(stop)}; allowed: at most {MAX_STOPS} strings", code="invalid_sampling"
-        )
+        raise UsageError(f"`stop` is {_short(stop)}; allowed: at most {MAX_STOPS} strings", code="invalid_sampling")
     for text in stop:
         if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:
             raise UsageError(

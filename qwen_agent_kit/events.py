@@ -14,7 +14,17 @@ from qwen_agent_kit.messages import Message, ToolCall, ToolResult
 if TYPE_CHECKING:
     from qwen_agent_kit.backends import Usage
 
-__all__ = ["Event", "ReasoningDelta", "RunDone", "RunResult", "Step", "StepDone", "TextDelta", "ToolCalled", "ToolReturned"]
+__all__ = [
+    "Event",
+    "ReasoningDelta",
+    "RunDone",
+    "RunResult",
+    "Step",
+    "StepDone",
+    "TextDelta",
+    "ToolCalled",
+    "ToolReturned",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +124,7 @@ class RunResult:
         messages: The whole conversation, the prompt included.
         steps: What happened, in order.
         usage: The sum over the steps.
-        stop_reason: ``done``, ``length``, ``limit:<name>``, ``repeated_call``, ``approval``, ``cancelled`` or ``error``.
+        stop_reason: ``done``, ``length``, ``limit:<name>``, ``repeated_call``, ``approval``, ``cancelled``, ``error``.
         pending: The calls that wait for approval, where ``stop_reason`` is ``approval``.
     """
 

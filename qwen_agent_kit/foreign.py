@@ -2,8 +2,8 @@
 
 ``qwen_vl_utils`` imports torchvision at its top, and transformers' Qwen-VL video processors need it. Where torchvision
 is installed beside a torch that it was not built for, its compiled library does not load; its Python half then fails at
-import with "operator torchvision::nms does not exist", and takes transformers' model classes with it. So the two operator
-schemas that its import looks up are declared here first. Their kernels stay missing; nothing that the kit calls uses them.
+import with "operator torchvision::nms does not exist", and takes transformers' model classes with it. So the two
+operator schemas that its import looks up are declared here first. Their kernels stay missing; the kit calls neither.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from types import ModuleType
+from typing import Any
 
 from qwen_agent_kit.errors import UsageError
 
@@ -67,10 +68,11 @@ def _mend_torchvision() -> None:
 
     if _declared(torch) or _library_loads(torch, spec.submodule_search_locations[0]):
         return
-    library = torch.library.Library("torchvision", "DEF")
+    library: Any = torch.library.Library  # torch leaves it untyped
+    owner = library("torchvision", "DEF")
     for schema in _SCHEMAS:
-        library.define(schema)
-    torch._qak_torchvision_schemas = library  # the schemas live as long as this object
+        owner.define(schema)
+    vars(torch)["_qak_torchvision_schemas"] = owner  # the schemas live as long as this object
 
 
 def _declared(torch: ModuleType) -> bool:

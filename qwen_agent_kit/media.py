@@ -47,7 +47,9 @@ def read_bytes(part: Media, *, limit: int = MAX_BYTES) -> bytes:
             code="blocked_url",
         )
     if not isinstance(source, str | os.PathLike):
-        raise MediaError(f"the {part.kind} source is a {type(source).__name__}; allowed: bytes, a path or a `data:` URL")
+        raise MediaError(
+            f"the {part.kind} source is a {type(source).__name__}; allowed: bytes, a path or a `data:` URL"
+        )
     if part.trust != "configured":
         raise MediaError(
             f"the {part.kind} source is a path that came inside a message or a tool result; allowed there: bytes or a "
@@ -98,10 +100,8 @@ def _data_url(part: Media, url: str, limit: int) -> bytes:
     if len(body) > limit * 4 // 3 + 8:
         raise _too_large(part, len(body) * 3 // 4, limit)
     try:
-        if header.lower().endswith(";base64"):
-            data = base64.b64decode(body, validate=True)
-        else:
-            data = unquote_to_bytes(body)
+        packed = header.lower().endswith(";base64")
+        data = base64.b64decode(body, validate=True) if packed else unquote_to_bytes(body)
     except (binascii.Error, ValueError) as error:
         raise MediaError(f"the {part.kind}'s `data:` URL is not base64", code="invalid_data_url") from error
     if not data:

@@ -42,7 +42,8 @@ def _private(path: Path) -> Path:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(
-                f"cannot make the directory `{path}`: {error.strerror}", hint="set QAK_HOME to a directory you can write"
+                f"cannot make the directory `{path}`: {error.strerror}",
+                hint="set QAK_HOME to a directory you can write",
             ) from error
     return path
 
@@ -55,8 +56,8 @@ def safe_name(name: str, what: str) -> str:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name.split(".")[0].lower() in _RESERVED:
         raise UsageError(
-            f"{what} is {str(name)[:80]!r}; allowed: 1 to 100 letters, digits, `.`, `_` and `-`, beginning with a letter "
-            "or digit",
+            f"{what} is {str(name)[:80]!r}; allowed: 1 to 100 letters, digits, `.`, `_` and `-`, beginning with "
+            "a letter or digit",
             code="invalid_name",
         )
     return name

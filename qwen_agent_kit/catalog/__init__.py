@@ -1,7 +1,7 @@
 """Model families and models as data.
 
-A *family* says what one kind of checkpoint needs (its dialect, whether it thinks); an *entry* names one model that can be
-opened, wherever its files come from. Plugins add entries with ``register_models``.
+A *family* says what one kind of checkpoint needs; an *entry* names one model that can be opened, wherever its files
+come from. Plugins add entries with ``register_models``.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def family_of(model_type: str) -> Family | None:
 def dialect_of(template: str | None) -> str:
     """The tool-call dialect that a chat template was written for.
 
-    Qwen3-Coder and later write ``<function=name>`` inside ``<tool_call>``, Qwen2.5 and Qwen3 write JSON there; a template
-    that mentions neither has no tools, and gets the generic dialect.
+    Qwen3-Coder and later write ``<function=name>`` inside ``<tool_call>``, Qwen2.5 and Qwen3 write JSON there; a
+    template that mentions neither has no tools, and gets the generic dialect.
     """
     text = template or ""
     if "<function=" in text:
