@@ -1,0 +1,47 @@
+"""Hermes: a JSON object between control tags (Qwen2.5, Qwen3).
+
+The text is what the official chat templates render: ``<tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qwen_agent_kit.dialects.base import Definition
+
+__all__ = ["Hermes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hermes:
+    """JSON in ``<tool_call>``."""
+
+    name: str = "hermes"
+    call_open: str = "<tool_call>"
+    call_close: str = "</tool_call>"
+    think_open: str = "<think>"
+    think_close: str = "</think>"
+    call_body: Literal["json", "xml"] = "json"
+
+    def tools_prompt(self, tools: Sequence[Definition]) -> str:
+        """The section ``# Tools`` of the Qwen templates."""
+        if not tools:
+            return ""
+        lines = "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tools)
+        return (
+            "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+            f"You are provided with function signatures within <tools></tools> XML tags:\n<tools>{lines}\n</tools>\n\n"
+            "For each function call, return a json object with function name and arguments within "
+            f"{self.call_open}{self.call_close} XML tags:\n{self.call_open}\n"
+            f'{{"name": <function-name>, "arguments": <args-json-object>}}\n{self.call_close}'
+        )
+
+    def render_call(self, name: str, arguments: Mapping[str, Any]) -> str:
+        body = json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
+        return f"{self.call_open}\n{body}\n{self.call_close}"
+
+    def render_result(self, text: str) -> str:
+        return f"<tool_response>\n{text}\n</tool_response>"
