@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from qwen_agent_kit.messages import ToolCall as ToolCall
     from qwen_agent_kit.messages import ToolResult as ToolResult
     from qwen_agent_kit.messages import Video as Video
-    from qwen_agent_kit.placement import plan as plan
+    from qwen_agent_kit.host import plan as plan
     from qwen_agent_kit.tools import Tool as Tool
     from qwen_agent_kit.tools import ToolContext as ToolContext
     from qwen_agent_kit.tools import tool as tool
@@ -63,7 +63,7 @@ _HOMES = {
     "Video": "messages",
     "hookimpl": "hookspecs",
     "load_engine": "host",
-    "plan": "placement",
+    "plan": "host",
     "tool": "tools",
 }
 

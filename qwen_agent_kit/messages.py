@@ -287,9 +287,8 @@ class Message:
             raise UsageError(f"a message has role {role!r}; allowed: {', '.join(ROLES)}")
         if not isinstance(parts, str | list | tuple):
             raise UsageError(f"`parts` of a message is {type(parts).__name__}; allowed: a list or a string")
-        kinds: dict[str, type[Media]] = {}
-        for kind in (Image, Audio, Video, *media):
-            kinds[kind.kind] = kind
+        known: tuple[type[Media], ...] = (Image, Audio, Video, *media)
+        kinds = {kind.kind: kind for kind in known}
         read = (Text(parts),) if isinstance(parts, str) else tuple(_part(part, kinds) for part in parts)
         return cls(role, read, _log(data.get("log")))  # type: ignore[arg-type]  # checked in __post_init__
 

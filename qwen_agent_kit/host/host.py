@@ -1,0 +1,300 @@
+"""Opens models and keeps them: one load, one engine and one KV cache per model, however many agents use it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen_agent_kit.backends import Backend, ChatModel, EngineSpec, Sampling
+from qwen_agent_kit.catalog import ModelEntry
+from qwen_agent_kit.errors import ModelError, UsageError
+from qwen_agent_kit.host.resolve import Target, resolve
+from qwen_agent_kit.paths import cache_dir
+from qwen_agent_kit.placement import Plan, make_plan
+
+if TYPE_CHECKING:
+    from pluggy import PluginManager
+
+    from qwen_agent_kit.engine import Engine
+    from qwen_agent_kit.models import LoadedModel
+    from qwen_agent_kit.placement import Device
+    from qwen_agent_kit.plugins import Loaded, PluginRow
+
+__all__ = ["Host", "default_host", "load_engine", "plan"]
+
+
+class Host:
+    """Opens models by name and keeps them until ``close``.
+
+    Args:
+        quant: The weight scheme: ``auto``, ``fp32``, ``bf16``, ``int8`` or ``int4``.
+        device: ``auto`` or ``cpu``.
+        context: Positions per conversation, the model's own where None.
+        plugins: Plugin objects besides the installed ones.
+        cache: Whether unpacked weights are kept on disk for the next start.
+
+    Thread-safe: two threads that ask for one model wait for the same load.
+    """
+
+    def __init__(
+        self,
+        *,
+        quant: str = "auto",
+        device: str = "auto",
+        context: int | None = None,
+        plugins: Sequence[Any] = (),
+        cache: bool = True,
+    ) -> None:
+        if device not in ("auto", "cpu"):
+            raise UsageError(f"`device` is {device!r}; allowed: auto, cpu")
+        self._quant = quant
+        self._context = context
+        self._extra = tuple(plugins)
+        self._cache = cache
+        self._lock = threading.Lock()
+        self._loaded: dict[str, Loaded] = {}
+        self._models: dict[str, Future[ChatModel]] = {}
+
+    # --- plugins ---------------------------------------------------------------------------------------------------
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """What the installed plugins cover."""
+        return self._collect("backends", "register_backends", Backend)
+
+    @property
+    def entries(self) -> tuple[ModelEntry, ...]:
+        """The models that plugins offer by name."""
+        return self._collect("models", "register_models", ModelEntry)
+
+    @property
+    def engines(self) -> tuple[EngineSpec, ...]:
+        """The engines that plugins offer by prefix."""
+        return self._collect("engines", "register_engines", EngineSpec)
+
+    @property
+    def hooks(self) -> PluginManager:
+        """The manager of the hooks that look on: choose_backend, run_tool, before_step, on_step."""
+        return self._plugins("hooks").manager
+
+    def tools(self) -> dict[str, Any]:
+        """The tools that plugins offer, by name; none is armed by being here."""
+        from qwen_agent_kit.tools import Tool
+
+        return {tool.name: tool for tool in self._collect("tools", "register_tools", Tool)}
+
+    def _plugins(self, kind: str) -> Loaded:
+        from qwen_agent_kit.plugins import load
+
+        with self._lock:
+            if kind not in self._loaded:
+                self._loaded[kind] = load(kind, extra=self._extra)
+            return self._loaded[kind]
+
+    def _collect(self, kind: str, hook: str, expected: type[Any]) -> tuple[Any, ...]:
+        from qwen_agent_kit.plugins import call_list
+
+        return tuple(call_list(self._plugins(kind), hook, expected))
+
+    # --- models ----------------------------------------------------------------------------------------------------
+
+    def open(self, spec: str | None = None, *, kinds: frozenset[str] = frozenset({"text"})) -> ChatModel:
+        """The model that ``spec`` means, loaded on first use.
+
+        Args:
+            spec: A catalog name, a path, ``engine:spec`` or a hub id; None takes ``QAK_MODEL``, else the installed
+                model that answers for ``kinds`` by default; ``auto`` the largest one here that fits.
+            kinds: The part kinds that the conversation holds.
+
+        Raises:
+            UsageError: Where the name means nothing, or the model does not take a kind.
+            ModelError: Where its files are missing or refused.
+            PlanError: Where it does not fit.
+        """
+        target = self.target(spec, kinds)
+        with self._lock:
+            future = self._models.get(target.name)
+            ours = future is None
+            if future is None:
+                future = self._models[target.name] = Future()
+        if ours:
+            self._fill(future, target)
+        model = future.result()
+        if missing := kinds - model.caps.kinds:
+            raise UsageError(
+                f"`{model.name}` takes {sorted(model.caps.kinds)}; found a part of kind {sorted(missing)[0]!r}",
+                hint=f"name a model that takes {sorted(missing)[0]} parts, and install its plugin",
+                code="unsupported_kind",
+            )
+        return model
+
+    def _fill(self, future: Future[ChatModel], target: Target) -> None:
+        try:
+            future.set_result(self._open(target))
+        except BaseException as error:  # noqa: BLE001  # whoever waits for this load gets it; the next one tries again
+            with self._lock:
+                self._models.pop(target.name, None)
+            future.set_exception(error)
+
+    def target(self, spec: str | None = None, kinds: frozenset[str] = frozenset({"text"})) -> Target:
+        """What ``spec`` means, nothing loaded.
+
+        Raises:
+            UsageError: Where it means nothing.
+        """
+        spec = spec or os.environ.get("QAK_MODEL") or None
+        if spec is None:
+            spec = self._default(kinds)
+        elif spec == "auto":
+            spec = self._largest(kinds)
+        return resolve(spec, self.entries, self.engines)
+
+    def _default(self, kinds: frozenset[str]) -> str:
+        fitting = [entry for entry in self.entries if kinds <= entry.default_for]
+        if not fitting:
+            installed = sorted({kind for entry in self.entries for kind in entry.default_for})
+            raise UsageError(
+                f"no model is named, and none installed answers for {sorted(kinds)}; installed for: {installed}",
+                hint="name one, as in Agent('file.gguf') or QAK_MODEL; qwen-agent-kit-miniatures brings small ones",
+                code="model_not_found",
+            )
+        return min(fitting, key=lambda entry: len(entry.kinds)).name
+
+    def _largest(self, kinds: frozenset[str]) -> str:
+        here = [entry for entry in self.entries if kinds <= entry.kinds and entry.locate and entry.locate()]
+        for entry in sorted(here, key=lambda e: -(e.parameters or 0)):
+            if self.plan(entry.name).feasible:
+                sys.stderr.write(f"model: {entry.name}, the largest one here that fits\n")
+                return entry.name
+        raise ModelError(f"no model for {sorted(kinds)} is on this machine and fits", hint="`qak models` lists them")
+
+    def plan(self, spec: str | None = None, *, context: int | None = None, quant: str | None = None) -> Plan:
+        """How the model would be placed, nothing loaded.
+
+        Raises:
+            UsageError: Where the name means nothing, or the model is run by another engine.
+            ModelError: Where its files are not here.
+        """
+        target = self.target(spec)
+        if target.engine is not None:
+            raise UsageError(f"`{target.name}` is placed by the engine {target.engine.prefix!r}, not by us")
+        return make_plan(target.name, target.path(), context=context or self._context, quant=quant or self._quant)
+
+    def _open(self, target: Target) -> ChatModel:
+        if target.engine is not None:
+            return target.engine.open(target.rest)
+        from qwen_agent_kit.host.local import LocalChatModel
+
+        chosen = make_plan(target.name, target.path(), context=self._context, quant=self._quant).require()
+        loaded, engine = self._engine(target.path(), chosen)
+        entry = target.entry
+        sampling = Sampling(**entry.sampling) if entry else None
+        dialect = entry.dialect if entry else ""
+        return LocalChatModel(target.name, loaded, engine, chosen, dialect=dialect, sampling=sampling)
+
+    def _engine(self, path: Path, chosen: Plan) -> tuple[LoadedModel, Engine]:
+        try:
+            from qwen_agent_kit.engine import Engine
+            from qwen_agent_kit.models import load_model
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"running a model here needs `{error.name}`, which is not installed",
+                hint='pip install "qwen-agent-kit[engine]"',
+            ) from error
+        cache = cache_dir("weights") if self._cache else None
+        loaded = load_model(path, quant=chosen.scheme, device="cpu", cache=cache)
+        return loaded, Engine(loaded, context=chosen.context, kv_bytes=max(chosen.kv_bytes, self._spare(chosen)))
+
+    def _spare(self, chosen: Plan) -> int:
+        """KV for several conversations: a quarter of what stays free, at most 1 GiB."""
+        return min(2**30, max(0, chosen.free_bytes - chosen.total_bytes) // 4)
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def rows(self) -> tuple[PluginRow, ...]:
+        """The plugins that were looked at so far, broken ones included."""
+        with self._lock:
+            return tuple(row for loaded in self._loaded.values() for row in loaded.rows)
+
+    def close(self) -> None:
+        """Stop every engine and forget the models."""
+        with self._lock:
+            futures, self._models = list(self._models.values()), {}
+        for future in futures:
+            if future.done() and future.exception() is None:
+                future.result().close()
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class _Default:
+    """Holds the process's default host: the one piece of module state, so that two agents share weights and KV."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.host: Host | None = None
+
+
+_DEFAULT = _Default()
+
+
+def default_host() -> Host:
+    """The process's host, made on first use."""
+    with _DEFAULT.lock:
+        if _DEFAULT.host is None:
+            _DEFAULT.host = Host()
+        return _DEFAULT.host
+
+
+def load_engine(
+    model: str | Path, *, quant: str = "auto", device: str = "cpu", context: int | None = None, cache: bool = True
+) -> Engine:
+    """Open a model for ids in, ids out; the caller closes it.
+
+    Args:
+        model: A catalog name, a directory, a GGUF file or a hub id.
+        quant: ``auto``, ``fp32``, ``bf16``, ``int8`` or ``int4``.
+        device: ``cpu``.
+        context: Positions per request, the model's own where None.
+        cache: Whether unpacked weights are kept on disk for the next start.
+
+    Raises:
+        UsageError: Where the name means nothing or runs on another engine.
+        ModelError: Where its files are missing or refused.
+        PlanError: Where it does not fit.
+    """
+    host = Host(quant=quant, device=device, context=context, cache=cache)
+    target = host.target(str(model))
+    if target.engine is not None:
+        raise UsageError(f"`{target.name}` runs on the engine {target.engine.prefix!r}; it has no ids")
+    chosen = make_plan(target.name, target.path(), context=context, quant=quant).require()
+    return host._engine(target.path(), chosen)[1]
+
+
+def plan(
+    model: str | Path | None = None,
+    *,
+    context: int | None = None,
+    quant: str = "auto",
+    devices: Sequence[Device] | None = None,
+) -> Plan:
+    """How a model would be placed on this machine or on ``devices``: arithmetic over its header, no weights read.
+
+    Raises:
+        UsageError: Where the name means nothing.
+        ModelError: Where its files are not here or are refused.
+        PlanError: Where there is no device.
+    """
+    target = default_host().target(str(model) if model is not None else None)
+    if target.engine is not None:
+        raise UsageError(f"`{target.name}` is placed by the engine {target.engine.prefix!r}, not by us")
+    return make_plan(target.name, target.path(), context=context, quant=quant, devices=devices)

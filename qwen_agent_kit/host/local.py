@@ -1,0 +1,190 @@
+"""The local ``ChatModel``: a prompt, an engine and a parser around one loaded model."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qwen_agent_kit import dialects
+from qwen_agent_kit.backends import (
+    CallDone,
+    Capabilities,
+    ChatRequest,
+    Delta,
+    Finish,
+    Prompt,
+    Sampling,
+    SpanBudget,
+)
+from qwen_agent_kit.catalog import dialect_of
+from qwen_agent_kit.errors import SchemaError, UsageError
+from qwen_agent_kit.parse import StreamParser
+from qwen_agent_kit.prompt import PromptRenderer, Rendered
+
+if TYPE_CHECKING:
+    from qwen_agent_kit.engine import Engine
+    from qwen_agent_kit.models import LoadedModel
+    from qwen_agent_kit.placement import Plan
+
+__all__ = ["LocalChatModel"]
+
+
+class LocalChatModel:
+    """Messages in, deltas out, on an engine of our own. Thread-safe.
+
+    Args:
+        name: As users know it.
+        loaded: Weights, tokenizer and template.
+        engine: The engine that runs them.
+        plan: How it was placed.
+        dialect: The tool-call dialect; read off the template where "".
+        sampling: The model's defaults, over those of its files.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loaded: LoadedModel,
+        engine: Engine,
+        plan: Plan,
+        *,
+        dialect: str = "",
+        sampling: Sampling | None = None,
+    ) -> None:
+        if loaded.template is None:
+            raise UsageError(
+                f"`{name}` has no chat template, so it cannot converse",
+                hint="use `load_engine` for plain completion, or an instruct model",
+            )
+        self.name = name
+        self.plan = plan
+        self.engine = engine
+        self._dialect = dialects.get(dialect or dialect_of(loaded.template))
+        self._renderer = PromptRenderer(
+            loaded.tokenizer_json, loaded.template, dialect=self._dialect, special=loaded.special
+        )
+        self._defaults = (sampling or Sampling()).over(Sampling(**loaded.sampling_defaults))
+        self._closed = threading.Event()
+
+    @property
+    def caps(self) -> Capabilities:
+        return Capabilities(token_ids=True, grammar=True, tools=True, tools_with_schema=True, logprobs=True)
+
+    @property
+    def renderer(self) -> PromptRenderer:
+        """Turns messages into ids; benchmarks and tests look at it."""
+        return self._renderer
+
+    def stream(self, request: ChatRequest) -> Iterator[Delta]:
+        """Run one step.
+
+        Raises:
+            UsageError: Where the prompt does not fit the context, or a schema is refused.
+            EngineError: Where the engine fails.
+        """
+        definitions = [tool.definition() for tool in request.tools]
+        rendered = self._renderer.render(
+            request.messages,
+            tools=definitions if request.tool_choice != "none" else [],
+            thinking=request.thinking,
+            output_schema=request.output_schema,
+        )
+        sampling = request.sampling.over(self._defaults)
+        grammar, notes = self._grammar(request, definitions, rendered)
+        budget, more = self._budget(request.thinking, rendered)
+        generation = self.engine.submit(
+            Prompt(rendered.ids, rendered.media),
+            sampling,
+            grammar=grammar,
+            budget=budget,
+            deadline=request.deadline,
+        )
+        parser = StreamParser(
+            self._dialect,
+            tools=definitions,
+            starts_in_reasoning=rendered.starts_in_reasoning,
+            control_tags=frozenset(self._renderer.control),
+            parse_calls=bool(definitions) and request.tool_choice != "none",
+            new_id=_new_call_id,
+        )
+        called = False
+        try:
+            for piece in generation.pieces():
+                for delta in parser.feed(piece):
+                    called = called or isinstance(delta, CallDone)
+                    yield delta
+            reason = generation.finish_reason or "error"
+            deltas, truncated = parser.finish(reason)
+            yield from deltas
+            called = called or any(isinstance(delta, CallDone) for delta in deltas)
+            yield Finish(
+                reason="tool_calls" if called and reason == "stop" else reason,
+                usage=generation.usage,
+                ids=tuple(generation.ids),
+                fingerprint=self._renderer.fingerprint,
+                truncated=truncated,
+                notes=(*notes, *more, *_hints(rendered)),
+                logprobs=generation.logprobs,
+            )
+        finally:
+            generation.cancel()
+
+    def check(self, request: ChatRequest) -> None:
+        """Compile the request's schemas.
+
+        Raises:
+            SchemaError: Where they can never be served, with a JSON pointer.
+        """
+        definitions = [tool.definition() for tool in request.tools]
+        rendered = Rendered(ids=[])
+        self._grammar(request, definitions, rendered)
+
+    def close(self) -> None:
+        """Stop the engine; requests in flight end with an error."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self.engine.close()
+
+    def _grammar(
+        self, request: ChatRequest, definitions: Sequence[dict[str, Any]], rendered: Rendered
+    ) -> tuple[str | None, tuple[str, ...]]:
+        thinking = "no"
+        if rendered.starts_in_reasoning:
+            thinking = "open"
+        elif request.thinking is not False and self._dialect.think_open in self._renderer.control:
+            thinking = "maybe"
+        try:
+            text = self._dialect.grammar(
+                definitions,
+                tool_choice=request.tool_choice,
+                output_schema=request.output_schema,
+                thinking=thinking,
+                control=self._renderer.control,
+            )
+            if text is not None:
+                self.engine.compile(text)
+        except SchemaError:
+            if request.strict:
+                raise
+            return None, ("strict=False: the schema is not enforced while sampling, only validated",)
+        return text, ()
+
+    def _budget(self, thinking: bool | int | None, rendered: Rendered) -> tuple[SpanBudget | None, tuple[str, ...]]:
+        if thinking is None or isinstance(thinking, bool):
+            return None, ()
+        control = self._renderer.control
+        close, opened = control.get(self._dialect.think_close), control.get(self._dialect.think_open)
+        if close is None or opened is None:
+            return None, (f"`{self.name}` does not think; the budget of {thinking} tokens has no effect",)
+        start = None if rendered.starts_in_reasoning else opened
+        return SpanBudget(close=close, limit=thinking, closing=(close,), open=start), ()
+
+
+def _new_call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:12]}"
+
+
+def _hints(rendered: Rendered) -> tuple[str, ...]:
+    return (rendered.prefix_break_hint,) if rendered.prefix_break_hint else ()
