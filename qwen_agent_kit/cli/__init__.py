@@ -1,0 +1,100 @@
+"""The command line, ``qak``: data on stdout, talk on stderr, exit codes 0 (done), 1 (failed) and 2 (asked wrongly).
+
+Commands are imported when they are run; ``qak --help`` knows their names and one-line helps from the table below, and
+those of plugins from their metadata.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from qwen_agent_kit.errors import QakError, UsageError
+
+__all__ = ["cli", "main"]
+
+_CORE = {
+    "run": ("qwen_agent_kit.cli.run:run_command", "Answer one prompt."),
+    "chat": ("qwen_agent_kit.cli.chat:chat_command", "Talk in the terminal."),
+    "plan": ("qwen_agent_kit.cli.models:plan_command", "Show what a model needs here, nothing loaded."),
+    "models": ("qwen_agent_kit.cli.models:models_command", "List models, fetch one."),
+    "plugins": ("qwen_agent_kit.cli.plugins:plugins_command", "List plugins, their hooks and their faults."),
+    "sessions": ("qwen_agent_kit.cli.sessions:sessions_command", "List, show, export, delete conversations."),
+    "doctor": ("qwen_agent_kit.cli.doctor:doctor_command", "Check this installation."),
+    "bench": ("qwen_agent_kit.cli.bench:bench_command", "Measure."),
+    "new-plugin": ("qwen_agent_kit.cli.new_plugin:new_plugin_command", "Write a plugin to start from."),
+}
+
+
+class _Lazy(click.Group):
+    """Imports a command when it is run, not when it is listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return [*_CORE, *sorted(set(_plugin_commands()) - set(_CORE))]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in _CORE:
+            module, _, attribute = _CORE[name][0].partition(":")
+            command = getattr(importlib.import_module(module), attribute)
+            assert isinstance(command, click.Command), "the table above names commands"
+            return command
+        return _plugin_command(name) if name in _plugin_commands() else super().get_command(ctx, name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, help_line) for name, (_, help_line) in _CORE.items()]
+        theirs = _plugin_commands()
+        rows += [(name, f"(from {theirs[name]})") for name in self.list_commands(ctx) if name not in _CORE]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _plugin_commands() -> dict[str, str]:
+    from qwen_agent_kit.plugins import command_names
+
+    return command_names()
+
+
+def _plugin_command(name: str) -> click.Command | None:
+    from qwen_agent_kit.plugins import load
+
+    group = click.Group()
+    load("commands").manager.hook.register_commands(cli=group)
+    return group.commands.get(name)
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="qwen-agent-kit", prog_name="qak")
+def cli() -> None:
+    """Agents on Qwen models: text, vision, audio, code and math, on your own machine."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``qak`` and exit."""
+    try:
+        code = cli.main(args=arguments, standalone_mode=False)
+    except click.exceptions.Abort:
+        code = _tell("stopped")
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except UsageError as error:
+        code = _tell(f"error: {error}", 2)
+    except QakError as error:
+        code = _tell(f"error: {error}")
+    except KeyboardInterrupt:
+        code = _tell("stopped")
+    except BrokenPipeError:
+        # The reader of stdout went away; nothing more can be said there, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell(text: str, code: int = 1) -> int:
+    click.echo(text, err=True)
+    return code
