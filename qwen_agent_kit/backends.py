@@ -6,7 +6,6 @@ what the local one stands on; ``Backend`` is what a modality plugin offers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -129,7 +128,7 @@ def _check_real(name: str, value: Any, low: float, high: float, open_low: bool) 
     allowed = f"a number {'above' if open_low else 'from'} {low:g} to {high:g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"`{name}` is {_short(value)}; allowed: {allowed}", code="invalid_sampling")
-    if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
+    if not low <= value <= high or (open_low and value == low):
         raise UsageError(f"`{name}` is {_short(value)}; allowed: {allowed}", code="invalid_sampling")
 
 
@@ -174,7 +173,11 @@ def _checked_bias(bias: Any) -> dict[int, float]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value) if not isinstance(value, Mapping | list | tuple) else f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, Mapping | list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print very long ones
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -104,6 +104,8 @@ def _data_url(part: Media, url: str, limit: int) -> bytes:
         data = base64.b64decode(body, validate=True) if packed else unquote_to_bytes(body)
     except (binascii.Error, ValueError) as error:
         raise MediaError(f"the {part.kind}'s `data:` URL is not base64", code="invalid_data_url") from error
+    if len(data) > limit:
+        raise _too_large(part, len(data), limit)
     if not data:
         raise MediaError(f"the {part.kind}'s `data:` URL is empty", code="invalid_data_url")
     return data

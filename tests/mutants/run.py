@@ -1,6 +1,7 @@
 """Applies each mutant to a copy of the installed package and sees whether the tests named in it fail.
 
-A mutant is a patch with one changed line; its first line names the tests that should notice: ``tests: PATH [PATH ...]``.
+A mutant is a patch with one changed line; its first line names the tests that should notice:
+``tests: PATH [PATH ...]``.
 
     python tests/mutants/run.py [NAME ...]
 
@@ -39,7 +40,17 @@ def killed(patch: Path) -> bool:
 
 def passes(folder: str, tests: list[str]) -> bool:
     """Whether the tests pass on the package in ``folder``."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-c", str(CHECKOUT / "pyproject.toml")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        str(CHECKOUT / "pyproject.toml"),
+    ]
     command += ["--rootdir", str(CHECKOUT), "-m", "not full", *(str(CHECKOUT / test) for test in tests)]
     environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False)
