@@ -12,7 +12,7 @@ def get_temperature(city: str) -> str:
     Args:
         city: Name of the city
     """
-    return f"The temperature in {city} is {random.randint(11, 39)} degrees."  # noqa: S311  # no secret, a demo
+    return f"The temperature in {city} is {random.randint(11, 39)} degrees."  # no secret, a demo
 
 
 agent = Agent(tools=[get_temperature], tool_choice="required")

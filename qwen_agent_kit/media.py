@@ -118,10 +118,11 @@ def _file(part: Media, path: Path, limit: int) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a path"
         raise MediaError(f"cannot read the {part.kind} `{path.name[:80]}`: {reason}", code="unreadable") from error
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        raise MediaError(f"the {part.kind} `{path.name[:80]}` is not a regular file", code="unreadable")
     with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise MediaError(f"the {part.kind} `{path.name[:80]}` is not a regular file", code="unreadable")
         if status.st_size > limit:
             raise _too_large(part, status.st_size, limit)
         data = file.read(limit + 1)

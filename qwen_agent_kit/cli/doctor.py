@@ -100,7 +100,9 @@ def _caches() -> list[_Row]:
     for folder in sorted(path for path in cache_dir().iterdir() if path.is_dir()):
         files = [file for file in folder.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
-        rows.append((f"cache {folder.name}", "ok", f"{len(files)} files, {size / 2**20:.1f} MiB in {folder}", _clear(folder)))
+        rows.append(
+            (f"cache {folder.name}", "ok", f"{len(files)} files, {size / 2**20:.1f} MiB in {folder}", _clear(folder))
+        )
     return rows
 
 

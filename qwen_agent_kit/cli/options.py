@@ -22,7 +22,9 @@ __all__ = ["agent_options", "make_agent", "media_parts", "parse_thinking"]
 
 _OPTIONS = (
     click.option("--model", "-m", metavar="SPEC", help="A name, a path, engine:spec or a hub id."),
-    click.option("--tool", "-t", "tools", multiple=True, metavar="TOOL", help="module:function, file.py:function or a name."),
+    click.option(
+        "--tool", "-t", "tools", multiple=True, metavar="TOOL", help="module:function, file.py:function or a name."
+    ),
     click.option("--system", "-s", metavar="TEXT", help="The system message."),
     click.option("--session", metavar="NAME", help="Keep the conversation under this name and go on with it."),
     click.option("--thinking", metavar="on|off|TOKENS", help="Whether the model thinks first, or for how many tokens."),
@@ -42,7 +44,9 @@ def agent_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def make_agent(options: dict[str, Any], *, output: Any = None, approve: Callable[[ToolCall], Any] | None = None) -> Agent:
+def make_agent(
+    options: dict[str, Any], *, output: Any = None, approve: Callable[[ToolCall], Any] | None = None
+) -> Agent:
     """The agent that the shared options describe.
 
     Raises:
@@ -53,9 +57,7 @@ def make_agent(options: dict[str, Any], *, output: Any = None, approve: Callable
     from qwen_agent_kit.host import Host
 
     host = Host(quant=options["quant"])
-    sampling = Sampling(
-        temperature=options["temperature"], seed=options["seed"], max_tokens=options["max_tokens"]
-    )
+    sampling = Sampling(temperature=options["temperature"], seed=options["seed"], max_tokens=options["max_tokens"])
     return Agent(
         options["model"],
         tools=[_load_tool(name) for name in options["tools"]],
@@ -146,6 +148,6 @@ def _load_file(path: Path) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001  # the user's file may raise anything; it is theirs to mend
+    except Exception as error:  # the user's file may raise anything; it is theirs to mend
         raise UsageError(f"`{path}` failed while it was read: {type(error).__name__}: {error}") from error
     return module
