@@ -1,4 +1,4 @@
-"""Formats of tool calls. Each alone knows its delimiters, its prompt text and its grammar; ``get`` finds one by name."""
+"""Formats of tool calls: each alone knows its delimiters, prompt text and grammar. ``get`` finds one by name."""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qwen_agent_kit.dialects.base import Definition
+from qwen_agent_kit.dialects.base import Definition, Thinking, ToolChoice
+from qwen_agent_kit.dialects.hermes import json_call
+from qwen_agent_kit.dialects.lark import step
 
 __all__ = ["Generic"]
 
@@ -45,6 +47,29 @@ class Generic:
 
     def render_result(self, text: str) -> str:
         return f"The tool's result is: {text}\nTell me this result in one sentence."
+
+    def grammar(
+        self,
+        tools: Sequence[Definition],
+        *,
+        tool_choice: ToolChoice = "auto",
+        output_schema: Mapping[str, Any] | None = None,
+        thinking: Thinking = "no",
+        parallel: bool = True,
+        control: Mapping[str, int],
+    ) -> str | None:
+        """One step; see ``Dialect.grammar``."""
+        return step(
+            self,
+            tools,
+            tool_choice=tool_choice,
+            output_schema=output_schema,
+            thinking=thinking,
+            parallel=parallel,
+            control=control,
+            call=json_call,
+            gap="",
+        )
 
 
 def _signature(function: Mapping[str, Any]) -> str:

@@ -1,6 +1,10 @@
 """Hermes: a JSON object between control tags (Qwen2.5, Qwen3).
 
-The text is what the official chat templates render: ``<tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>``.
+The text is what the official chat templates render::
+
+    <tool_call>
+    {"name": "f", "arguments": {...}}
+    </tool_call>
 """
 
 from __future__ import annotations
@@ -10,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qwen_agent_kit.dialects.base import Definition
+from qwen_agent_kit.dialects.base import Definition, Thinking, ToolChoice
+from qwen_agent_kit.dialects.lark import Rules, parameters_of, quote, step
 
-__all__ = ["Hermes"]
+__all__ = ["Hermes", "json_call"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +50,33 @@ class Hermes:
 
     def render_result(self, text: str) -> str:
         return f"<tool_response>\n{text}\n</tool_response>"
+
+    def grammar(
+        self,
+        tools: Sequence[Definition],
+        *,
+        tool_choice: ToolChoice = "auto",
+        output_schema: Mapping[str, Any] | None = None,
+        thinking: Thinking = "no",
+        parallel: bool = True,
+        control: Mapping[str, int],
+    ) -> str | None:
+        """One step; see ``Dialect.grammar``."""
+        return step(
+            self,
+            tools,
+            tool_choice=tool_choice,
+            output_schema=output_schema,
+            thinking=thinking,
+            parallel=parallel,
+            control=control,
+            call=json_call,
+            gap="\n",
+        )
+
+
+def json_call(rules: Rules, name: str, function: Mapping[str, Any]) -> str:
+    """``{"name": "f", "arguments": {...}}`` as ``json.dumps`` writes it."""
+    arguments = rules.add(f"{name}_arguments", rules.value(parameters_of(function), f"tool {function['name']!r}"))
+    head = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": '
+    return f"{quote(head)} {arguments} {quote('}')}"

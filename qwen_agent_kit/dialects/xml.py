@@ -18,7 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qwen_agent_kit.dialects.base import Definition
+from qwen_agent_kit.dialects.base import Definition, Thinking, ToolChoice
+from qwen_agent_kit.dialects.lark import step
+from qwen_agent_kit.dialects.xml_values import xml_call
 
 __all__ = ["Xml"]
 
@@ -54,3 +56,26 @@ class Xml:
 
     def render_result(self, text: str) -> str:
         return f"<tool_response>\n{text}\n</tool_response>"
+
+    def grammar(
+        self,
+        tools: Sequence[Definition],
+        *,
+        tool_choice: ToolChoice = "auto",
+        output_schema: Mapping[str, Any] | None = None,
+        thinking: Thinking = "no",
+        parallel: bool = True,
+        control: Mapping[str, int],
+    ) -> str | None:
+        """One step; see ``Dialect.grammar``."""
+        return step(
+            self,
+            tools,
+            tool_choice=tool_choice,
+            output_schema=output_schema,
+            thinking=thinking,
+            parallel=parallel,
+            control=control,
+            call=xml_call,
+            gap="\n",
+        )
