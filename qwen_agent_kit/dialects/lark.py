@@ -74,7 +74,7 @@ class Rules:
 
     def text(self) -> str:
         """The grammar."""
-        note = json.dumps({"reserve": self.reserve, "closers": self.closers})
+        note = json.dumps({"reserve": self.reserve, "closers": list(dict.fromkeys(self.closers))})
         return "\n".join([f"// {note}", *self.lines, ""])
 
 

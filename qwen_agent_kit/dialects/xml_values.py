@@ -156,7 +156,7 @@ class _Value:
             terms.append(f"/{self._pattern(schema['pattern'])}/")
         word = f"{self.name}_{index}_TEXT".upper()
         self.rules.add(word, " & ".join(terms))
-        self.rules.closers.append(END)
+        self.rules.closers += [END, "\n" + END]
         rule = f"{self.name}_raw_{index}"
         self.rules.add(f"{rule}[lazy]", f"{word} {quote(END)}")
         return rule
