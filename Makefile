@@ -1,0 +1,89 @@
+# Everything happens inside the checkout: .venv, dist, .cache. A second run starts in seconds; stamps say what is done.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+SOURCES := $(shell find qwen_agent_kit plugins -type f -not -path '*/__pycache__/*' -not -path '*/tests/*') \
+	pyproject.toml README.md LICENSE
+DEPENDENCIES := $(VENV)/.dependencies
+WHEELS := dist/.wheels
+INSTALLED := $(VENV)/.installed
+MATERIAL := .cache/.material
+RESULTS := .cache/results.xml
+WORKERS ?= 2
+ARGS ?=
+
+.PHONY: help venv wheels install material lint format test test-full mutants demo docs lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+venv: $(DEPENDENCIES)  ## .venv with the exact versions of constraints.txt
+wheels: $(WHEELS)  ## the core and every plugin, into dist/
+install: $(INSTALLED)  ## those wheels, into .venv
+material: $(MATERIAL)  ## the real tokenizers and weights that the tests use, into .cache
+
+$(DEPENDENCIES): constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later was found" >&2; exit 2; }
+	@$(PYTHON) scripts/make_venv.py $(VENV)
+	@echo "installing the packages of constraints.txt" >&2
+	@$(PIP) install --requirement constraints.txt
+	@touch $@
+
+$(WHEELS): $(DEPENDENCIES) $(SOURCES)
+	@mkdir -p dist && rm -f dist/*.whl
+	@for source in $(DISTRIBUTIONS); do $(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist "./$$source"; done
+	@touch $@
+
+$(INSTALLED): $(WHEELS)
+	@$(PIP) install --no-index --no-deps --force-reinstall dist/*.whl
+	@$(PIP) check
+	@touch $@
+
+$(MATERIAL): scripts/material.py plugins/miniatures/qwen_agent_kit_miniatures.py | $(INSTALLED)
+	@$(PY) scripts/material.py .cache
+	@touch $@
+
+lint: $(INSTALLED)  ## formatting, lint, types, layers
+	@$(VENV)/bin/ruff format --check --quiet .
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/mypy
+	@for plugin in plugins/*/qwen_agent_kit_*.py; do $(VENV)/bin/mypy --no-error-summary "$$plugin"; done
+	@$(VENV)/bin/lint-imports --no-cache
+
+format: $(DEPENDENCIES)  ## rewrite the formatting
+	@$(VENV)/bin/ruff check --quiet --fix . || true
+	@$(VENV)/bin/ruff format .
+
+# The tests see the installed wheels only: they run in an empty directory.
+PYTEST = here=$$(pwd) && empty=$$(mktemp -d) && trap 'rm -rf "$$empty"' EXIT && cd "$$empty" && \
+	"$$here/$(PY)" -m pytest -c "$$here/pyproject.toml" --rootdir "$$here" -p no:cacheprovider -q \
+	-n $(WORKERS) --dist worksteal --timeout 900 --junit-xml "$$here/$(RESULTS)"
+
+test: $(INSTALLED) $(MATERIAL)  ## the tests, on the installed wheels
+	@$(PYTEST) -m "not full" "$$here/tests" "$$here/plugins" $(ARGS)
+
+test-full: $(INSTALLED) $(MATERIAL)  ## the tests with their large counts
+	@$(PYTEST) --timeout 3000 "$$here/tests" "$$here/plugins" $(ARGS)
+
+mutants: $(INSTALLED) $(MATERIAL)  ## break the heart of the code on purpose; prints killed/total
+	@$(PY) tests/mutants/run.py $(ARGS)
+
+demo: $(INSTALLED) $(MATERIAL)  ## install, fetch the miniature, answer a question with a tool
+	@QAK_HOME="$${QAK_HOME:-$$(pwd)/.cache/home}" $(PY) examples/demo.py $(ARGS)
+
+docs: $(INSTALLED)  ## the documentation, into site/
+	@$(VENV)/bin/mkdocs build --strict --quiet
+
+lock: $(INSTALLED)  ## write constraints.txt from what .venv holds
+	@$(PY) scripts/lock.py > constraints.txt.new && mv constraints.txt.new constraints.txt && touch $(DEPENDENCIES)
+
+clean:  ## take away what make made, except .cache
+	@rm -rf $(VENV) dist build site .mypy_cache .ruff_cache .pytest_cache
