@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from qwen_agent_kit.dialects.base import Definition, Dialect
+from qwen_agent_kit.dialects.check import check
 from qwen_agent_kit.dialects.generic import Generic
 from qwen_agent_kit.dialects.hermes import Hermes
 from qwen_agent_kit.dialects.xml import Xml
 from qwen_agent_kit.errors import UsageError
 
-__all__ = ["NAMES", "Definition", "Dialect", "Generic", "Hermes", "Xml", "get"]
+__all__ = ["NAMES", "Definition", "Dialect", "Generic", "Hermes", "Xml", "check", "get"]
 
 NAMES: tuple[str, ...] = ("generic", "hermes", "xml")
 

@@ -43,6 +43,7 @@ _SINGLE = (
     "unevaluatedProperties",
 )
 _SAME_INSTANCE = ("allOf", "anyOf", "oneOf")
+_METASCHEMA = re.compile(r"https?://json-schema\.org/")  # the compiler carries these
 _IGNORED = ("$dynamicRef", "$recursiveRef", "extends", "disallow")
 
 
@@ -202,7 +203,7 @@ def _references(root: Any, node: Any, pointer: str, where: str) -> None:
     ref = node["$ref"]
     if not isinstance(ref, str):
         raise SchemaError(f"{where}: `$ref` is {type(ref).__name__}; allowed: a string", pointer=f"{pointer}/$ref")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", ref) and not _declares(root, ref):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", ref) and not _METASCHEMA.match(ref) and not _declares(root, ref):
         raise SchemaError(
             f"{where}: `$ref` points outside the schema, and nothing is fetched",
             pointer=f"{pointer}/$ref",
@@ -227,26 +228,35 @@ def _references(root: Any, node: Any, pointer: str, where: str) -> None:
             try:
                 stack.append(resolved(root, target))
             except KeyError:
-                if current is node:
+                if current is node and not _embeds(root):
                     raise SchemaError(
                         f"{where}: `$ref` {target[:80]!r} points at nothing", pointer=f"{pointer}/$ref"
                     ) from None
 
 
-def _declares(root: Any, ref: str) -> bool:
-    """Whether some part of the document carries the identity that ``ref`` names."""
-    base = ref.split("#", 1)[0]
+def _identities(root: Any) -> Iterator[tuple[Any, str]]:
+    """Every part of the document that carries an identity, and that identity."""
     stack = [root]
     while stack:
         node = stack.pop()
         if isinstance(node, Mapping):
             own = node.get("$id", node.get("id"))
-            if isinstance(own, str) and ("/" in own or own == base):
-                return True
+            if isinstance(own, str):
+                yield node, own
             stack.extend(node.values())
         elif isinstance(node, list):
             stack.extend(node)
-    return False
+
+
+def _declares(root: Any, ref: str) -> bool:
+    """Whether some part of the document may be what ``ref`` names; the compiler resolves it exactly."""
+    base = ref.split("#", 1)[0]
+    return any("/" in own or own == base for _, own in _identities(root))
+
+
+def _embeds(root: Any) -> bool:
+    """Whether a part has an identity of its own, against which references inside it are read."""
+    return any(node is not root for node, _ in _identities(root))
 
 
 # --- how long the shortest value is -------------------------------------------------------------------------------
@@ -291,7 +301,10 @@ def _cost(root: Any, node: Any, costs: dict[int, float]) -> float:
         found = max(found, costs.get(id(part), 1.0))
     ref = node.get("$ref")
     if isinstance(ref, str) and (ref == "#" or ref.startswith("#/")):
-        found = max(found, costs.get(id(resolved(root, ref)), 1.0))
+        try:
+            found = max(found, costs.get(id(resolved(root, ref)), 1.0))
+        except KeyError:  # inside an embedded schema, whose references the compiler resolves
+            return found
     return found
 
 

@@ -136,6 +136,19 @@ class CompiledGrammar:
         way = self._way()
         return None if way is None else len(way)
 
+    def require(self, max_tokens: int) -> None:
+        """Refuse a generation that is too short for this grammar before it begins.
+
+        Raises:
+            SchemaError: Where the grammar needs more than ``max_tokens``, or nothing fulfils it.
+        """
+        if self.minimum is None:
+            raise SchemaError(f"no text was found that fulfils the grammar within {LONGEST} tokens")
+        if self.minimum > max_tokens:
+            raise SchemaError(
+                f"the grammar needs at least {self.minimum} tokens, max_tokens is {max_tokens}", hint="raise max_tokens"
+            )
+
     def _way(self) -> list[int] | None:
         with self._lock:
             if not self._known:

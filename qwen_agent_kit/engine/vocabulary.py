@@ -1,7 +1,7 @@
 """What a grammar needs to know of a vocabulary: its tokens as bytes, ranked by how well they end things.
 
-Three orders of the ids serve the walk to the end of a grammar (``engine.closing``): outside strings closing brackets come
-before quotes; inside strings the quote comes first; and for patterns punctuation comes before letters.
+Three orders of the ids serve the walk to the end of a grammar (``engine.closing``): outside strings closing brackets
+come before quotes; inside strings the quote comes first; and for patterns punctuation comes before letters.
 """
 
 from __future__ import annotations
