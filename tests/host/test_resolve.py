@@ -56,7 +56,7 @@ def test_paths_and_engines(tmp_path: Path) -> None:
         ("a\0b", "allowed"),
         ("x" * 5000, "allowed"),
         (3, "allowed"),
-        ("tyni", "did you mean `tiny`"),
+        ("tinny", "did you mean `tiny`"),
         ("nope:rest", "'other'"),
         ("./missing", "no file"),
         ("missing.gguf", "no file"),
