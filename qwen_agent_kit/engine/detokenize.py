@@ -142,8 +142,8 @@ class _Bytes:
 class _Window:
     """Any decoder: what an id adds is the difference it makes to the text of the ids just before it.
 
-    The window begins with the ids that gave the last text, so that what the decoder does only at the beginning (dropping
-    the first space) does not happen again.
+    The window begins with the ids that gave the last text, so that what the decoder does only at the beginning
+    (dropping the first space) does not happen again.
     """
 
     def __init__(self, table: TokenTable) -> None:
@@ -190,23 +190,24 @@ class _Stops:
 
     def feed(self, pieces: list[Piece]) -> list[Piece]:
         out: list[Piece] = []
+        if self.matched is not None:
+            return out
         for piece in pieces:
-            if self.matched is not None:
-                break
+            before = self._queued
             self._queue.append(piece)
             self._queued += len(piece.text)
-            end = self._search(piece.text)
-            if self.matched is None:
-                out += self._release(max(self._states))
-            else:
-                out += self._cut(self._queued - len(piece.text) + end - len(self.matched))
+            found = self._search(piece.text)
+            if found is not None:
+                end, self.matched = found
+                return out + self._cut(before + end - len(self.matched))
+            out += self._release(max(self._states))
         return out
 
     def flush(self) -> list[Piece]:
         return [] if self.matched is not None else self._release(0)
 
-    def _search(self, text: str) -> int:
-        """Advance every state over ``text``; where a stop string ends, say at which length of ``text``."""
+    def _search(self, text: str) -> tuple[int, str] | None:
+        """Advance every state over ``text``; the first stop string that ends in it, and where it ends."""
         ends: list[tuple[int, int, str]] = []
         for i, (stop, borders) in enumerate(self._stops):
             state = self._states[i]
@@ -221,9 +222,9 @@ class _Stops:
                     break
             self._states[i] = state
         if not ends:
-            return 0
-        end, _, self.matched = min(ends)
-        return end
+            return None
+        end, _, stop = min(ends)
+        return end, stop
 
     def _release(self, keep: int) -> list[Piece]:
         """The pieces that lie wholly before the last ``keep`` characters, and the text before them."""
