@@ -15,7 +15,7 @@ import click
 
 from qwen_agent_kit.errors import QakError, UsageError
 
-__all__ = ["cli", "main"]
+__all__ = ["CORE_COMMANDS", "cli", "main"]
 
 _CORE = {
     "run": ("qwen_agent_kit.cli.run:run_command", "Answer one prompt."),
@@ -30,6 +30,9 @@ _CORE = {
 }
 
 
+CORE_COMMANDS = frozenset(_CORE)
+
+
 class _Lazy(click.Group):
     """Imports a command when it is run, not when it is listed."""
 
@@ -38,12 +41,15 @@ class _Lazy(click.Group):
         return [*_CORE, *sorted(set(_plugin_commands()) - set(_CORE))]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        del ctx
         if name in _CORE:
             module, _, attribute = _CORE[name][0].partition(":")
             command = getattr(importlib.import_module(module), attribute)
             assert isinstance(command, click.Command), "the table above names commands"
             return command
-        return _plugin_command(name) if name in _plugin_commands() else super().get_command(ctx, name)
+        from qwen_agent_kit.plugins import command
+
+        return command(name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, help_line) for name, (_, help_line) in _CORE.items()]
@@ -57,14 +63,6 @@ def _plugin_commands() -> dict[str, str]:
     from qwen_agent_kit.plugins import command_names
 
     return command_names()
-
-
-def _plugin_command(name: str) -> click.Command | None:
-    from qwen_agent_kit.plugins import load
-
-    group = click.Group()
-    load("commands").manager.hook.register_commands(cli=group)
-    return group.commands.get(name)
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})

@@ -36,8 +36,10 @@ def doctor_command(cache: bool, as_json: bool) -> int:
         print_json({"checks": [dict(zip(("what", "state", "found", "cure"), row, strict=True)) for row in rows]})
     else:
         print_table(("what", "state", "found", "cure"), rows)
-    return 1 if any(row[1] == "broken" for row in rows) else 0
+    return 1 if any(row[1] not in _FINE for row in rows) else 0
 
+
+_FINE = ("ok", "off", "missing")
 
 _Row = tuple[str, str, str, str]
 
@@ -74,9 +76,13 @@ def _packages() -> list[_Row]:
 
 
 def _plugins() -> list[_Row]:
-    from qwen_agent_kit.plugins import survey
+    from qwen_agent_kit.cli import CORE_COMMANDS
+    from qwen_agent_kit.plugins import inventory
 
-    return [(f"plugin {row.name}", row.state, row.error or row.version, row.cure) for row in survey()]
+    return [
+        (f"plugin {row.distribution}", row.state, row.error or row.version, row.cure)
+        for row in inventory(core_commands=CORE_COMMANDS)
+    ]
 
 
 def _models() -> list[_Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -61,10 +62,10 @@ def run_command(
 
 def as_dict(result: RunResult) -> dict[str, Any]:
     """The result as ``--json`` prints it."""
-    from qwen_agent_kit.tools import plain
+    from pydantic_core import to_jsonable_python
 
     return {
-        "output": plain(result.output),
+        "output": to_jsonable_python(result.output, fallback=str),
         "stop_reason": result.stop_reason,
         "steps": [step.to_dict() for step in result.steps],
         "usage": result.usage.to_dict(),
@@ -112,9 +113,8 @@ class _Printer:
 
     def end(self, result: RunResult) -> None:
         if not self._stream:
-            from qwen_agent_kit.tools import plain_json
-
-            click.echo(plain_json(result.output))
+            output = as_dict(result)["output"]
+            click.echo(output if isinstance(output, str) else json.dumps(output, ensure_ascii=False, indent=2))
         self._line()
         if result.stop_reason == "approval":
             names = ", ".join(call.name for call in result.pending)

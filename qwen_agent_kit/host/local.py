@@ -137,9 +137,14 @@ class LocalChatModel:
         Raises:
             SchemaError: Where they can never be served, with a JSON pointer.
         """
-        definitions = [tool.definition() for tool in request.tools]
-        rendered = Rendered(ids=[])
-        self._grammar(request, definitions, rendered)
+        dialects.check(
+            self._dialect,
+            [tool.definition() for tool in request.tools],
+            request.output_schema,
+            compile=self.engine.compile,
+            control=self._renderer.control,
+            max_tokens=request.sampling.over(self._defaults).max_tokens,
+        )
 
     def close(self) -> None:
         """Stop the engine; requests in flight end with an error."""
