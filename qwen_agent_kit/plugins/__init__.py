@@ -9,11 +9,12 @@ interpreter) stays uncontained: switch such a plugin off with ``QAK_PLUGINS_OFF`
 from __future__ import annotations
 
 from qwen_agent_kit.plugins.discovery import KINDS, PluginRow
-from qwen_agent_kit.plugins.loading import API, Loaded, load
+from qwen_agent_kit.plugins.loading import API, HOOKS, Loaded, load
 from qwen_agent_kit.plugins.offers import call_list, command, command_names, inventory
 
 __all__ = [
     "API",
+    "HOOKS",
     "KINDS",
     "Loaded",
     "PluginRow",
