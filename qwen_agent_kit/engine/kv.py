@@ -1,0 +1,90 @@
+"""Where keys and values live: one growing slab per layer and sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["KVLayout", "SequenceKV", "round_up"]
+
+QUANTUM = 64
+"""Capacities are multiples of so many positions."""
+
+
+def round_up(positions: int) -> int:
+    """The next multiple of ``QUANTUM``."""
+    return -(-positions // QUANTUM) * QUANTUM
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """What one position takes."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+
+    @property
+    def position_bytes(self) -> int:
+        """Keys and values of every layer for one position."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+
+class SequenceKV:
+    """The keys and values of one sequence.
+
+    Each layer has a slab [kv_heads, capacity, head_dim] for keys and one for values, so that what attention reads of
+    one head is contiguous. Positions are written once; a slab that is full is replaced by one half as large again, so
+    appending costs the same however long the history is.
+    """
+
+    def __init__(self, layout: KVLayout) -> None:
+        self._layout = layout
+        self._keys = [self._slab(0) for _ in range(layout.layers)]
+        self._values = [self._slab(0) for _ in range(layout.layers)]
+        self.capacity = 0
+
+    def _slab(self, capacity: int) -> torch.Tensor:
+        layout = self._layout
+        return torch.empty(layout.kv_heads, capacity, layout.head_dim, dtype=layout.dtype, device=layout.device)
+
+    def ensure(self, end: int, used: int, limit: int) -> None:
+        """Make room for positions up to ``end``, keeping the first ``used``.
+
+        Args:
+            end: How many positions there must be room for.
+            used: How many hold something.
+            limit: The most that may be taken.
+        """
+        if end <= self.capacity:
+            return
+        assert end <= limit, f"{end} positions are more than the {limit} that were reserved"
+        capacity = min(max(round_up(end), round_up(self.capacity * 3 // 2)), limit)
+        self._move(self._keys, capacity, used)
+        self._move(self._values, capacity, used)
+        self.capacity = capacity
+
+    def _move(self, slabs: list[torch.Tensor], capacity: int, used: int) -> None:
+        for layer, old in enumerate(slabs):  # one layer at a time: at most one slab exists twice
+            new = self._slab(capacity)
+            new[:, :used] = old[:, :used]
+            slabs[layer] = new
+
+    def copy_from(self, other: SequenceKV, length: int) -> None:
+        """Take over the first ``length`` positions of another sequence; there must be room."""
+        for mine, theirs in ((self._keys, other._keys), (self._values, other._values)):
+            for new, old in zip(mine, theirs, strict=True):
+                new[:, :length] = old[:, :length]
+
+    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, start: int) -> None:
+        """Store ``k`` and ``v`` [n, kv_heads, head_dim] at positions ``start`` on."""
+        end = start + k.shape[0]
+        self._keys[layer][:, start:end] = k.transpose(0, 1)
+        self._values[layer][:, start:end] = v.transpose(0, 1)
+
+    def read(self, layer: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [end, kv_heads, head_dim] of the first ``end`` positions, as views."""
+        return self._keys[layer][:, :end].transpose(0, 1), self._values[layer][:, :end].transpose(0, 1)
