@@ -59,7 +59,8 @@ class StreamParser:
         self._reasoning = starts_in_reasoning
         self._fresh = True  # nothing but space was said in this block
         self._skip = starts_in_reasoning  # space here is no content
-        self._held = ""
+        self._space: list[str] = []  # space that is content only if content follows it
+        self._held = ""  # what may be the beginning of a tag
         self._reader: BodyReader | None = None
         self._raw: list[str] = []  # the text of the open call
         self._index = -1
@@ -88,8 +89,9 @@ class StreamParser:
         """
         out: list[Delta] = []
         if self._reader is None:
-            self._say(self._held.rstrip() if self._reasoning else self._held, out)
-            self._held = ""
+            if not self._reasoning and self._space and not self._held:
+                self._held = self._space.pop()  # space at the very end of an answer belongs to it
+            self._say(self._held, out)
             return out, ""
         if self._reader.complete and reason in ("stop", "tool_calls"):
             self._end_call(self._reader, out)
@@ -110,9 +112,12 @@ class StreamParser:
         match = marks.pattern.search(text) if marks.first in text else None
         if match is None:
             keep = held(text, marks.tags) if marks.first in text else 0
-            ready = text[: len(text) - keep].rstrip()
-            self._held = text[len(ready) :]
+            self._held = text[len(text) - keep :]
+            text = text[: len(text) - keep]
+            ready = text.rstrip()
             self._say(ready, out)
+            if len(ready) < len(text):
+                self._space.append(text[len(ready) :])
             return ""
         before = text[: match.start()].rstrip()
         self._say(before, out)
@@ -123,10 +128,14 @@ class StreamParser:
 
     def _say(self, text: str, out: list[Delta]) -> None:
         if text:
+            if self._space:
+                text = "".join(self._space) + text
+                self._space.clear()
             self._fresh = False
             out.append(ReasoningDelta(text) if self._reasoning else TextDelta(text))
 
     def _tag(self, tag: str) -> None:
+        self._space.clear()
         if tag == self._dialect.call_open:
             self._begin_call()
         else:
@@ -139,7 +148,7 @@ class StreamParser:
             self._token_inside(self._reader, tag, out)
             return
         counts = self._counts(tag)
-        self._say(self._held.rstrip() if counts else self._held + tag, out)
+        self._say(self._held if counts else self._held + tag, out)
         self._held = ""
         self._skip = False
         if counts:

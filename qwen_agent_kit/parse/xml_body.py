@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qwen_agent_kit.parse.body import Body, echo, held, leading
+from qwen_agent_kit.parse.body import MAX_ECHO, Body, echo, held, leading
 from qwen_agent_kit.parse.coerce import coerce, kinds
 
 __all__ = ["XmlReader"]
@@ -21,7 +21,7 @@ FUNCTION, FUNCTION_END = "<function=", "</function>"
 PARAMETER, PARAMETER_END = "<parameter=", "</parameter>"
 _FUNCTION = re.compile(r"<function=([^>\n]{1,256})>")
 _PARAMETER = re.compile(r"<parameter=([^>\n]{1,256})>")
-_LAST_LINE = re.compile(r"(?:\A|\n)</function>\s*\Z")
+_LAST_LINE = re.compile(r"\n</function>\s{0,64}\Z")
 
 
 class XmlReader:
@@ -40,7 +40,7 @@ class XmlReader:
         self._ends, self._holds = _value_patterns(tags)
         self._state = self._before
         self._text = ""  # what is not read yet
-        self._seen: list[str] = []  # for the echo of an error
+        self._seen = ""  # how the body begins, for the echo of an error
         self._key = ""
         self._admitted: frozenset[str] = frozenset()
         self._value: list[str] = []
@@ -67,8 +67,8 @@ class XmlReader:
         self._text = ""
 
     def feed(self, text: str) -> tuple[str | None, str]:
-        if len(self._seen) < 2:
-            self._seen.append(text[:200])
+        if len(self._seen) < 2 * MAX_ECHO:
+            self._seen = (self._seen + text)[: 2 * MAX_ECHO]
         self._text += text
         while self._text and self._state():
             pass
@@ -161,8 +161,10 @@ class XmlReader:
                 self._text = text[match.end() :]
                 self._closes()
                 return True
-        hold = self._holds.search(text)
-        place = hold.start() if hold else len(text)
+        place = len(text)
+        if "<" in text or "\n" in text:
+            hold = self._holds.search(text)
+            place = hold.start() if hold else place
         self._feed_value(text[:place])
         self._text = text[place:]
         return False
@@ -202,7 +204,7 @@ class XmlReader:
         if not problem and self._state == self._in_parameter:
             problem = f"the parameter {echo(self._key)} is not closed"
         if problem:
-            found = echo("".join(self._seen))
+            found = echo(self._seen)
             return Body(self.name, {}, f"the tool call cannot be read: {problem}; found {found}; {FORM}")
         self._out.append("}" if self._arguments else "{}")
         return Body(self.name, dict(self._arguments))
@@ -225,13 +227,15 @@ def _value_patterns(tags: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[
     """What ends a value, and what at the end of the text may be the beginning of such an end."""
     follows = "|".join(map(re.escape, tags)) or r"(?!)"
     ends = (
-        rf"\n?</parameter>|\n(?=[ \t]*<parameter=(?P<next>[^>\n]{{1,256}})>)|(?:\A|\n)(?=</function>\s*(?:{follows}))"
+        r"\n?</parameter>|\n(?=[ \t]{0,64}<parameter=(?P<next>[^>\n]{1,256})>)"
+        rf"|\n(?=</function>\s{{0,64}}(?:{follows}))"
     )
     parts = "|".join(_beginnings(tag) for tag in tags) or r"(?!)"
+    # `holds` admits every beginning of what it admits, so that the way the text is cut makes no difference.
     holds = (
         rf"\n?(?:{_beginnings(PARAMETER_END)})?\Z"
         rf"|\n[ \t]{{0,64}}(?:{_beginnings(PARAMETER)}|<parameter=[^>\n]{{0,256}})?\Z"
-        rf"|(?:\A|\n)(?:{_beginnings(FUNCTION_END)}|</function>\s{{0,64}}(?:{parts})?)\Z"
+        rf"|\n(?:{_beginnings(FUNCTION_END)}|</function>\s{{0,64}}(?:{parts})?)\Z"
     )
     return re.compile(ends), re.compile(holds)
 
