@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from qwen_agent_kit.errors import SchemaError
-from qwen_agent_kit.tools.annotations import adapter_of, described, is_media, typed_dict
+from qwen_agent_kit.tools.annotations import adapter_of, described, is_media, ready, typed_dict
 from qwen_agent_kit.tools.checking import problems_of_schema, schema_validator
 from qwen_agent_kit.tools.docstrings import Documented, read_docstring
 from qwen_agent_kit.tools.schema import check_schema
@@ -74,7 +74,7 @@ class SignatureContract:
         try:
             adapter, schema = adapter_of(shape, what=f"tool `{tool}`")
         except SchemaError as error:
-            raise self._blamed(fields) from error
+            raise self._blamed(fields, error) from error
         return adapter, _arranged(schema, notes)
 
     def _field(self, parameter: Any, hint: Any) -> tuple[Any, dict[str, Any]]:
@@ -89,7 +89,7 @@ class SignatureContract:
                 pointer=f"/properties/{name}",
                 hint=f"take `{name}: str` and a ToolContext, and call `ctx.media({name})`",
             )
-        annotation, text = described(hint)
+        annotation, text = described(ready(hint))
         choices = self.documented.choices.get(name)
         if choices and annotation in (str, int, float, bool, Any):
             annotation = typing_extensions.Literal[choices]
@@ -108,15 +108,15 @@ class SignatureContract:
         wrap: Any = typing_extensions.Required if required else typing_extensions.NotRequired
         return wrap[annotation], notes
 
-    def _blamed(self, fields: Mapping[str, Any]) -> SchemaError:
-        """The refusal of the first parameter whose type alone is refused, or of them all."""
+    def _blamed(self, fields: Mapping[str, Any], error: SchemaError) -> SchemaError:
+        """The refusal of the first parameter whose type alone is refused, or that of them all."""
         for name, field in fields.items():
             try:
                 adapter_of(field.__args__[0], what=f"tool `{self.signature.tool}`: parameter `{name}`")
-            except SchemaError as error:
-                error.pointer = f"/properties/{name}"
-                return error
-        return SchemaError(f"tool `{self.signature.tool}`: the parameters together have no JSON schema")
+            except SchemaError as guilty:
+                guilty.pointer = f"/properties/{name}"
+                return guilty
+        return error
 
 
 def _shown_default(value: Any) -> dict[str, Any]:

@@ -86,6 +86,9 @@ def run_call(
             takes the kit's private loop.
         max_chars: Characters of text in the result; what is past that is cut, and the result says how much.
         detach: Run a plain function in a thread of its own even without a time limit, so that a cancel can leave it.
+
+    Raises:
+        SchemaError: Where the tool's signature has no schema.
     """
     if call.error is not None:
         return _mistake(call, call.error)
@@ -95,6 +98,7 @@ def run_call(
     limit = _limit(tool, context)
     if limit is not None and limit <= time.monotonic():
         return _mistake(call, f"`{tool.name}` was not started: no time is left")
+    tool.parameters  # noqa: B018  # a signature without a schema is its author's mistake: raised, and not told the model
     try:
         job = _Job(tool, tool.validate(call.arguments), context, limit, max_chars, loop)
         if tool.context_parameter is not None:
