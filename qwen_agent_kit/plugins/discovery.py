@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
-__all__ = ["KINDS", "Entry", "Found", "Lists", "PluginRow", "installed", "normal", "one_line"]
+__all__ = [
+    "KINDS",
+    "Entry",
+    "Found",
+    "Lists",
+    "PluginRow",
+    "command_holders",
+    "command_names",
+    "installed",
+    "normal",
+    "one_line",
+]
 
 KINDS = ("backends", "models", "engines", "tools", "commands", "hooks")
 ALLOW, DENY = "QAK_PLUGINS", "QAK_PLUGINS_OFF"
@@ -191,3 +202,19 @@ def _identity(distribution: Distribution) -> tuple[str, str, str]:
     if not _NAME.fullmatch(name or ""):  # a missing field reads None, whatever the stubs say
         return folder.split("-")[0] or "unknown", "", f"its METADATA in {folder!r} state no name"
     return name, version or "", ""
+
+
+def command_holders() -> dict[str, list[PluginRow]]:
+    """Command names, each with the distributions that list it and are allowed; more than one quarrel over it."""
+    lists = Lists.from_environment()
+    holders: dict[str, list[PluginRow]] = {}
+    for found in installed(("commands",)):
+        for entry in found.entries:
+            if entry.kind == "commands" and not lists.why_off(found.name, entry.name):
+                holders.setdefault(entry.name, []).append(found.row())
+    return holders
+
+
+def command_names() -> dict[str, str]:
+    """The commands that plugins add, each with its distribution (several, where they quarrel); imports none."""
+    return {name: " and ".join(row.distribution for row in rows) for name, rows in sorted(command_holders().items())}

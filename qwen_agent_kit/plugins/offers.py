@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qwen_agent_kit.errors import PluginError
-from qwen_agent_kit.plugins.discovery import KINDS, Lists, PluginRow, installed
+from qwen_agent_kit.plugins.discovery import KINDS, Lists, PluginRow, command_holders, installed
 from qwen_agent_kit.plugins.guard import bounded, describe, time_limit
 from qwen_agent_kit.plugins.loading import Loaded, load_kinds, switch_off
 
 if TYPE_CHECKING:
     import click
 
-__all__ = ["call_list", "command", "command_names", "inventory"]
+__all__ = ["call_list", "command", "inventory"]
 
 T = TypeVar("T")
 
@@ -105,22 +105,6 @@ def _contest(what: str, name: str, rows: list[PluginRow]) -> PluginError:
 # --- commands ----------------------------------------------------------------------------------------------------
 
 
-def _holders() -> dict[str, list[PluginRow]]:
-    """Command names from metadata, each with the distributions that list it and are allowed."""
-    lists = Lists.from_environment()
-    holders: dict[str, list[PluginRow]] = {}
-    for found in installed(("commands",)):
-        for entry in found.entries:
-            if entry.kind == "commands" and not lists.why_off(found.name, entry.name):
-                holders.setdefault(entry.name, []).append(found.row())
-    return holders
-
-
-def command_names() -> dict[str, str]:
-    """The commands that plugins add, each with its distribution (several, where they quarrel); imports none."""
-    return {name: " and ".join(row.distribution for row in rows) for name, rows in sorted(_holders().items())}
-
-
 def command(name: str) -> click.Command | None:
     """The command of a plugin, None where none lists it. Only the distribution that lists it is imported.
 
@@ -131,7 +115,7 @@ def command(name: str) -> click.Command | None:
     """
     import click
 
-    rows = _holders().get(name)
+    rows = command_holders().get(name)
     if not rows:
         return None
     if len(rows) > 1:
@@ -187,7 +171,7 @@ def _check_commands(loaded: Loaded, core: Collection[str]) -> None:
         if outcome.error is not None:
             loaded.report(plugin, "register_commands", describe(outcome.error))
         registered[loaded.row(plugin).distribution] = group.commands
-    for name, rows in _holders().items():
+    for name, rows in command_holders().items():
         for row in rows:
             if name in core:
                 error = f"its command {name!r} has the name of one of the core's, which is the one that runs"
