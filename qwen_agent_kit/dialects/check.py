@@ -5,14 +5,13 @@ The compiler says that a schema is refused, not where; so its parts are compiled
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from qwen_agent_kit.dialects.base import Definition, Dialect
-from qwen_agent_kit.dialects.lark import chosen, parameters_of
-from qwen_agent_kit.dialects.schema import children, escape, prepared
+from qwen_agent_kit.dialects.lark import Rules, chosen, parameters_of
+from qwen_agent_kit.dialects.schema import children, escape
 from qwen_agent_kit.errors import SchemaError
 
 __all__ = ["Compiled", "check"]
@@ -74,7 +73,12 @@ def _check(text: str | None, schema: Any, where: str, compile: Compile, limit: i
         return
 
     def faulty(part: Any) -> str | None:
-        return _fault(f"start: %json {json.dumps(prepared(part))}", compile, limit)
+        rules = Rules({})
+        try:
+            rules.add("start", rules.value(part, where))
+        except SchemaError as error:
+            return error.message
+        return _fault(rules.text(), compile, limit)
 
     raise SchemaError(f"{where}: {fault}", pointer=_located(schema, faulty))
 
@@ -107,7 +111,7 @@ def _located(schema: Any, faulty: Callable[[Any], str | None]) -> str:
                 break
     if not isinstance(node, Mapping):
         return pointer
-    for key in node:
+    for key in sorted(node, key=lambda name: name == "type"):
         if time.monotonic() > until:
             break
         if key not in ("properties", "$defs", "definitions") and _mended({**shared, **node}, key, faulty):

@@ -1,7 +1,8 @@
 """Grammar text that all dialects share: llguidance's Lark (docs/syntax.md of https://github.com/guidance-ai/llguidance).
 
 The first line of a text is a comment with JSON, a note to the engine: ``reserve``, about how many tokens one choice can
-still demand, and ``closers``, texts that end a stretch of free text. The engine uses both near the token limit.
+still demand, ``closers``, texts that end free text, and ``samples``, texts of which some end completes a string
+that has a pattern. The engine uses them near the token limit.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_agent_kit.dialects.base import Definition, Dialect, Thinking
+from qwen_agent_kit.dialects.samples import samples
 from qwen_agent_kit.dialects.schema import checked, longest_close, prepared
 from qwen_agent_kit.errors import SchemaError, UsageError
 
 __all__ = ["Rules", "chosen", "quote", "step", "without"]
+
+MOST_RESERVED = 256
+"""Tokens; what needs more is caught by looking ahead all the same, only with fewer tokens to choose from."""
 
 NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -43,6 +48,7 @@ class Rules:
     control: Mapping[str, int]
     lines: list[str] = field(default_factory=list)
     closers: list[str] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list)
     reserve: int = 24
 
     def add(self, name: str, body: str) -> str:
@@ -60,7 +66,9 @@ class Rules:
         Raises:
             SchemaError: For a schema that is refused without a compiler.
         """
-        self.reserve = max(self.reserve, longest_close(schema, checked(schema, where=where)) // 2 + 16)
+        nodes = checked(schema, where=where)
+        self.reserve = max(self.reserve, min(MOST_RESERVED, longest_close(schema, nodes) + 24))
+        self.samples += [json.dumps(text)[1:] for text in samples(nodes)]
         return f"%json {json.dumps(prepared(schema))}"
 
     def free(self, name: str, *until: str) -> str:
@@ -74,7 +82,8 @@ class Rules:
 
     def text(self) -> str:
         """The grammar."""
-        note = json.dumps({"reserve": self.reserve, "closers": list(dict.fromkeys(self.closers))})
+        closers, found = list(dict.fromkeys(self.closers)), list(dict.fromkeys(self.samples))
+        note = json.dumps({"reserve": self.reserve, "closers": closers, "samples": found})
         return "\n".join([f"// {note}", *self.lines, ""])
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qwen_agent_kit.dialects.lark import Rules, parameters_of, quote, without
+from qwen_agent_kit.dialects.samples import samples
 from qwen_agent_kit.dialects.schema import checked, escape, resolved
 from qwen_agent_kit.errors import SchemaError
 
@@ -151,11 +152,12 @@ class _Value:
         least, most = schema.get("minLength", 0), schema.get("maxLength", "")
         if least or most != "":
             terms.append(f"/(?s:.{{{least},{most}}})/")
-            self.rules.reserve = max(self.rules.reserve, int(least) // 2 + 16)
+            self.rules.reserve = max(self.rules.reserve, min(int(least), 128) + 24)
         if "pattern" in schema:
             terms.append(f"/{self._pattern(schema['pattern'])}/")
         word = f"{self.name}_{index}_TEXT".upper()
         self.rules.add(word, " & ".join(terms))
+        self.rules.samples += [text + END for text in samples([("", schema)])]
         self.rules.closers += [END, "\n" + END]
         rule = f"{self.name}_raw_{index}"
         self.rules.add(f"{rule}[lazy]", f"{word} {quote(END)}")

@@ -13,11 +13,33 @@ from typing import Any
 
 import numpy as np
 
-from qwen_agent_kit.engine.vocabulary import Vocabulary
+from qwen_agent_kit.engine.vocabulary import CLOSING, Vocabulary
 
-__all__ = ["allowed", "way_out"]
+__all__ = ["Endings", "allowed", "way_out"]
 
-_ORDERS = ("outside", "inside", "patterned", "random", "random", "random", "random")
+_ORDERS = ("outside", "inside", "patterned", "random", "random", "random")
+
+_RANDOM = 160
+"""The most ids of a walk without preferences."""
+
+
+class Endings:
+    """Texts that may end something, as runs of ids.
+
+    Args:
+        vocabulary: Tokenises them.
+        closers: What ends free text.
+        samples: Texts that fulfil a pattern; from inside a string each of their ends is tried, the shortest first.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, closers: Sequence[str] = (), samples: Sequence[str] = ()) -> None:
+        def ids(text: str) -> list[int]:
+            run: list[int] = vocabulary.tokenizer.tokenize_str(text)
+            return run
+
+        ends = dict.fromkeys(text[i:] for text in samples for i in range(len(text)))
+        self.closers = [ids(text) for text in closers if text]
+        self.samples = [ids(text) for text in sorted(ends, key=len)]
 
 
 def allowed(matcher: Any, vocabulary: Vocabulary) -> np.ndarray:
@@ -26,20 +48,21 @@ def allowed(matcher: Any, vocabulary: Vocabulary) -> np.ndarray:
     return np.unpackbits(bits, count=vocabulary.size, bitorder="little").view(np.bool_)
 
 
-def way_out(matcher: Any, vocabulary: Vocabulary, closers: Sequence[Sequence[int]], limit: int) -> list[int] | None:
+def way_out(matcher: Any, vocabulary: Vocabulary, endings: Endings, limit: int) -> list[int] | None:
     """Ids that take a copy of ``matcher`` to its end, the end of turn included; None where none was found.
 
     Args:
         matcher: An ``llguidance.LLMatcher``; it is not changed.
         vocabulary: Its vocabulary.
-        closers: Runs of ids that end free text.
+        endings: Texts that may end something.
         limit: The most ids the way may have.
     """
     best: list[int] | None = None
     for seed, order in enumerate(_ORDERS):
         if best is not None and order == "random":
             break
-        found = _walk(matcher.deep_copy(), vocabulary, closers, limit if best is None else len(best) - 1, order, seed)
+        most = min(limit, _RANDOM) if order == "random" else limit if best is None else len(best) - 1
+        found = _walk(matcher.deep_copy(), vocabulary, endings, most, order, seed)
         if found is not None:
             best = found
             if order == "outside" or len(best) <= 2:
@@ -48,44 +71,49 @@ def way_out(matcher: Any, vocabulary: Vocabulary, closers: Sequence[Sequence[int
 
 
 def _walk(
-    matcher: Any, vocabulary: Vocabulary, closers: Sequence[Sequence[int]], limit: int, order: str, seed: int
+    matcher: Any, vocabulary: Vocabulary, endings: Endings, limit: int, order: str, seed: int
 ) -> list[int] | None:
     way: list[int] = []
     choice = random.Random(seed)  # noqa: S311  # a walk that can be repeated, nothing secret
     while len(way) < limit:
         if matcher.is_accepting():
             return [*way, vocabulary.eos[0]]
-        run = _next(matcher, vocabulary, closers, order, choice)
+        run = _next(matcher, vocabulary, endings, order, choice)
         if not run or len(way) + len(run) >= limit or not matcher.consume_tokens(run):
             return None
         way += run
     return None
 
 
-def _next(
-    matcher: Any, vocabulary: Vocabulary, closers: Sequence[Sequence[int]], order: str, choice: random.Random
-) -> list[int]:
+def _next(matcher: Any, vocabulary: Vocabulary, endings: Endings, order: str, choice: random.Random) -> list[int]:
     forced: list[int] = matcher.compute_ff_tokens()
     if forced:
         return forced
     may = allowed(matcher, vocabulary)
-    for closer in closers:
-        if may[closer[0]] and matcher.validate_tokens(list(closer)) == len(closer):
-            return list(closer)
-    ids = np.flatnonzero(may)
-    if matcher.is_error() or not ids.size:
+    if matcher.is_error():
         return []
-    if order == "random":
-        return [_drawn(ids, may, vocabulary, choice)]
-    string = vocabulary.backslash is not None and may[vocabulary.backslash]
-    ranks = vocabulary.inside if string and order == "outside" else getattr(vocabulary, order)
-    return [int(ids[ranks[ids].argmin()])]
+    run = _fitting(matcher, may, endings.closers)
+    if run:
+        return run
+    ids = np.flatnonzero(may)
+    if not ids.size:
+        return []
+    ranks = vocabulary.inside if may[vocabulary.marks].any() else vocabulary.outside
+    ranks = {"inside": vocabulary.inside, "patterned": vocabulary.patterned}.get(order, ranks)
+    best = int(ids[ranks[ids].argmin()])
+    if ranks[best] < CLOSING:
+        return [best]
+    run = _fitting(matcher, may, endings.samples)
+    return run or [best if order != "random" else _drawn(ids, may, vocabulary, choice)]
+
+
+def _fitting(matcher: Any, may: np.ndarray, runs: Sequence[list[int]]) -> list[int]:
+    """The first run that may come next as a whole."""
+    return next((run for run in runs if may[run[0]] and matcher.validate_tokens(run) == len(run)), [])
 
 
 def _drawn(ids: np.ndarray, may: np.ndarray, vocabulary: Vocabulary, choice: random.Random) -> int:
-    """The quote where it ends a string, else any single character, so that no pattern holds the walk for ever."""
-    best = int(ids[vocabulary.inside[ids].argmin()])
+    """Any single character, so that no pattern holds the walk for ever."""
     singles = vocabulary.singles[may[vocabulary.singles]]
-    if vocabulary.inside[best] < 200 or not singles.size:
-        return best
-    return int(singles[choice.randrange(singles.size)])
+    of = singles if singles.size else ids
+    return int(of[choice.randrange(of.size)])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qwen_agent_kit.engine.closing import allowed, way_out
+from qwen_agent_kit.engine.closing import Endings, allowed, way_out
 from qwen_agent_kit.engine.vocabulary import Vocabulary, read_vocabulary
 from qwen_agent_kit.errors import EngineError, SchemaError
 
@@ -88,9 +88,8 @@ class GrammarCompiler:
         matcher = LLMatcher(self.vocabulary.tokenizer, text, log_level=0, limits=limits)
         if matcher.is_error():
             raise SchemaError(f"the grammar does not compile: {_brief(matcher.get_error())}")
-        reserve, closers = _note(text)
-        runs = tuple(tuple(self.vocabulary.tokenizer.tokenize_str(closer)) for closer in closers)
-        return CompiledGrammar(self.vocabulary, matcher, reserve, runs)
+        reserve, closers, samples = _note(text)
+        return CompiledGrammar(self.vocabulary, matcher, reserve, Endings(self.vocabulary, closers, samples))
 
 
 def _brief(error: str) -> str:
@@ -101,13 +100,11 @@ def _brief(error: str) -> str:
     return (f"{first.rstrip(':')}: {named}" if named else first)[:200]
 
 
-def _note(text: str) -> tuple[int, list[str]]:
-    """The JSON of a first line ``// {"reserve": n, "closers": [...]}``; defaults for a text without one."""
+def _note(text: str) -> tuple[int, list[str], list[str]]:
+    """``reserve``, ``closers`` and ``samples`` from the JSON of a first line ``// {...}``; defaults without one."""
     first = text.split("\n", 1)[0]
-    if first.startswith("// {"):
-        note = json.loads(first[3:])
-        return int(note.get("reserve", 64)), [closer for closer in note.get("closers", []) if closer]
-    return 64, []
+    note = json.loads(first[3:]) if first.startswith("// {") else {}
+    return int(note.get("reserve", 64)), note.get("closers", []), note.get("samples", [])
 
 
 class CompiledGrammar:
@@ -118,8 +115,8 @@ class CompiledGrammar:
             through was found within ``LONGEST``.
     """
 
-    def __init__(self, vocabulary: Vocabulary, matcher: Any, reserve: int, closers: Sequence[Sequence[int]]) -> None:
-        self.vocabulary, self.reserve, self.closers = vocabulary, reserve, closers
+    def __init__(self, vocabulary: Vocabulary, matcher: Any, reserve: int, endings: Endings) -> None:
+        self.vocabulary, self.reserve, self.endings = vocabulary, reserve, endings
         self._matcher = matcher
         self._lock = threading.Lock()
         self._shortest: list[int] | None = None
@@ -152,7 +149,7 @@ class CompiledGrammar:
     def _way(self) -> list[int] | None:
         with self._lock:
             if not self._known:
-                self._shortest = way_out(self._matcher, self.vocabulary, self.closers, LONGEST)
+                self._shortest = way_out(self._matcher, self.vocabulary, self.endings, LONGEST)
                 self._known = True
             return self._shortest
 
@@ -170,6 +167,7 @@ class GrammarState:
     matcher: Any
     _way: list[int] | None = None
     _check_at: int = field(default=1 << 60)
+    _ahead: dict[int, list[int]] = field(default_factory=dict)
 
     @property
     def stopped(self) -> bool:
@@ -191,6 +189,8 @@ class GrammarState:
             raise EngineError(f"token {token} does not fit the grammar: {_brief(self.matcher.get_error())}")
         if self._way and self._way[0] == token:
             self._way = self._way[1:]
+        self._way = self._ahead.pop(token, self._way)
+        self._ahead.clear()
 
     def forced(self) -> list[int]:
         """The ids that must come next, in the tokenisation that the tokenizer itself gives; often none."""
@@ -238,7 +238,10 @@ class GrammarState:
         """A way to the end from here: the last one where it still leads there, else a new one."""
         if self._way is not None and self._leads(self._way, limit):
             return self._way
-        self._way = way_out(self.matcher, self.grammar.vocabulary, self.grammar.closers, max(limit, 64))
+        vocabulary, endings = self.grammar.vocabulary, self.grammar.endings
+        self._way = way_out(self.matcher, vocabulary, endings, limit) or way_out(
+            self.matcher, vocabulary, endings, 2 * limit + 64
+        )
         return self._way
 
     def _leads(self, way: list[int], limit: int) -> bool:
@@ -273,4 +276,7 @@ class GrammarState:
                 return True, False
         if not walk:
             return False, False
-        return way_out(ahead, self.grammar.vocabulary, self.grammar.closers, remaining) is not None, True
+        found = way_out(ahead, self.grammar.vocabulary, self.grammar.endings, remaining)
+        if found is not None:
+            self._ahead[token] = found
+        return found is not None, True

@@ -15,9 +15,13 @@ import numpy as np
 
 from qwen_agent_kit.errors import ModelError
 
-__all__ = ["Vocabulary", "read_vocabulary"]
+__all__ = ["CLOSING", "Vocabulary", "read_vocabulary"]
+
+CLOSING = 600
+"""Ranks below this end something."""
 
 _WORST = 1 << 20
+_MARKS = frozenset(bytes([byte]) for byte in b"\\bcdghijkmopqvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Vocabulary:
         inside: Ranks [size] where a JSON string is open.
         patterned: Ranks [size] that put punctuation before letters.
         singles: The ids of single printable ASCII characters.
-        backslash: The id of the backslash, or None; it is allowed inside strings alone.
+        marks: The ids of characters that JSON allows inside strings alone.
     """
 
     tokenizer: Any
@@ -42,13 +46,14 @@ class Vocabulary:
     inside: np.ndarray
     patterned: np.ndarray
     singles: np.ndarray
-    backslash: int | None
+    marks: np.ndarray
 
 
 def read_vocabulary(tokenizer_json: bytes | str, size: int, eos: Sequence[int]) -> Vocabulary:
     """Read ``tokenizer.json``. Takes about a second for 150,000 tokens; keep the result.
 
-    Every added token counts as special, so that free text never matches one: a tag is only ever its own token.
+    Every added token counts as special, so that free text never matches one: a tag is only ever its own token, and
+    text that spells a tag is only ever text.
 
     Args:
         tokenizer_json: The file's content.
@@ -60,16 +65,13 @@ def read_vocabulary(tokenizer_json: bytes | str, size: int, eos: Sequence[int]) 
     """
     from llguidance import LLTokenizer
 
-    text = tokenizer_json.decode("utf-8") if isinstance(tokenizer_json, bytes) else tokenizer_json
     try:
-        data = json.loads(text)
-        for token in data.get("added_tokens", ()):
-            token["special"] = True
+        data = json.loads(tokenizer_json)
+        specials = _hidden(data)
         tokenizer = LLTokenizer(json.dumps(data), n_vocab=size, eos_token=list(eos))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ModelError(f"the tokenizer cannot be read: {type(error).__name__}") from error
-    tokens = [b"" if tokenizer.is_special_token(i) else tokenizer.decode_bytes([i]) for i in range(size)]
-    specials = {i: tokenizer.decode_bytes([i]) for i in range(size) if not tokens[i]}
+    tokens = [b"" if i in specials else tokenizer.decode_bytes([i]) for i in range(size)]
     singles = {token: i for i, token in enumerate(tokens) if len(token) == 1}
     return Vocabulary(
         tokenizer=tokenizer,
@@ -79,14 +81,34 @@ def read_vocabulary(tokenizer_json: bytes | str, size: int, eos: Sequence[int]) 
         inside=_ranks(tokens, specials, _inside),
         patterned=_ranks(tokens, specials, _patterned),
         singles=np.array([i for token, i in sorted(singles.items()) if 32 <= token[0] < 127], dtype=np.int64),
-        backslash=singles.get(b"\\"),
+        marks=np.array([i for token, i in sorted(singles.items()) if token in _MARKS], dtype=np.int64),
     )
+
+
+def _hidden(data: dict[str, Any]) -> dict[int, bytes]:
+    """Give every added token a name that no text holds, so that forced text never becomes one; their texts by id.
+
+    llguidance tokenises what a grammar forces with the tokenizer itself, and that would read ``</tool_call>`` in the
+    middle of an argument as the control token.
+    """
+    specials: dict[int, bytes] = {}
+    vocabulary = data["model"].get("vocab")
+    for token in data.get("added_tokens") or ():
+        content, number = token["content"], token["id"]
+        specials[number] = content.encode("utf-8")
+        token["special"] = True
+        token["content"] = f"\ue000{number}\ue000"
+        if isinstance(vocabulary, dict) and content in vocabulary:
+            vocabulary[token["content"]] = vocabulary.pop(content)
+    data["post_processor"] = None
+    return specials
 
 
 def _ranks(tokens: list[bytes], specials: dict[int, bytes], rank: Any) -> np.ndarray:
     ranks = np.fromiter((rank(token) for token in tokens), dtype=np.int32, count=len(tokens))
     for i, text in specials.items():
-        ranks[i] = 0 if text.startswith(b"</") else 1 if not text.startswith(b"<think") else 2
+        if i < len(ranks):
+            ranks[i] = 0 if text.startswith(b"</") else 2 if text.startswith(b"<think") else 1
     return ranks
 
 
@@ -104,9 +126,8 @@ def _outside(token: bytes) -> int:
         return 200
     if token.startswith(b"</"):
         return 250
-    if token[:1] == b'"':
-        rest = _closing(token[1:])
-        return 300 + (rest if rest is not None else 70 if len(token) == 1 else 200 + len(token))
+    if token == b'"':
+        return 300
     if token.isdigit() and len(token) == 1:
         return 1000
     return _plain(token)
@@ -122,7 +143,7 @@ def _inside(token: bytes) -> int:
 
 def _patterned(token: bytes) -> int:
     if len(token) == 1 and 32 < token[0] < 127 and not token.isalnum() and token not in (b'"', b"\\"):
-        return 500
+        return 700
     return _inside(token)
 
 
