@@ -15,7 +15,7 @@ from qwen_agent_kit.parse.body import strict_json
 
 __all__ = ["coerce", "kinds"]
 
-MAX_REFS = 32
+MAX_DEPTH = 32
 MAX_DIGITS = 4000
 """Python refuses to read longer whole numbers."""
 
@@ -40,10 +40,10 @@ def kinds(schema: Any, root: Mapping[str, Any] | None = None) -> frozenset[str]:
         schema: Of one parameter.
         root: The schema that local references (``#/$defs/...``) start from.
     """
-    return frozenset(_kinds(schema, root or {}, MAX_REFS))
+    return frozenset(_kinds(schema, root or {}, MAX_DEPTH, set()))
 
 
-def _kinds(schema: Any, root: Mapping[str, Any], depth: int) -> Iterator[str]:
+def _kinds(schema: Any, root: Mapping[str, Any], depth: int, followed: set[str]) -> Iterator[str]:
     if not isinstance(schema, Mapping) or depth == 0:
         return
     named = schema.get("type")
@@ -53,9 +53,11 @@ def _kinds(schema: Any, root: Mapping[str, Any], depth: int) -> Iterator[str]:
     for word in ("anyOf", "oneOf", "allOf"):
         options = schema.get(word)
         for option in options if isinstance(options, Sequence) else ():
-            yield from _kinds(option, root, depth - 1)
-    if isinstance(schema.get("$ref"), str):
-        yield from _kinds(_target(schema["$ref"], root), root, depth - 1)
+            yield from _kinds(option, root, depth - 1, followed)
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference not in followed:
+        followed.add(reference)
+        yield from _kinds(_target(reference, root), root, depth - 1, followed)
     if named is None and isinstance(schema.get("enum"), Sequence):
         yield from map(_kind_of, schema["enum"])
     if named is None and "const" in schema:

@@ -41,6 +41,7 @@ class XmlReader:
         self._state = self._before
         self._text = ""  # what is not read yet
         self._seen = ""  # how the body begins, for the echo of an error
+        self._length = 0  # of what was fed
         self._key = ""
         self._admitted: frozenset[str] = frozenset()
         self._value: list[str] = []
@@ -69,11 +70,13 @@ class XmlReader:
     def feed(self, text: str) -> tuple[str | None, str]:
         if len(self._seen) < 2 * MAX_ECHO:
             self._seen = (self._seen + text)[: 2 * MAX_ECHO]
+        self._length += len(text)
         self._text += text
         while self._text and self._state():
             pass
         if not self._tag:
             return None, ""
+        self._seen = self._seen[: self._length - len(self._text)]
         return self._tag, self._text[len(self._tag) :]
 
     # Each state reads what it can from ``_text`` and says whether to go on.
