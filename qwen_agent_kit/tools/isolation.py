@@ -128,17 +128,19 @@ def _talk(child: Any, read: int, request: bytes, watch: Any) -> tuple[tuple[Part
     with suppress(BrokenPipeError):  # it died at once; its exit code says how
         child.stdin.write(request)
         child.stdin.flush()
-    ended = False
+
+    def readable(seconds: float) -> bool:
+        return bool(select.select([read], [], [], seconds)[0])
 
     def wait(seconds: float) -> bool:
-        nonlocal ended
-        if not select.select([read], [], [], seconds)[0]:
-            ended = child.poll() is not None
-            return ended
+        if not readable(seconds):
+            if child.poll() is None:
+                return False
+            if not readable(0):
+                return True  # it ended, and a process that it started holds the pipe open
         piece = os.read(read, 1 << 20)
         answer.extend(piece)
-        ended = not piece or len(answer) > MAX_ANSWER + 8
-        return ended or _whole(answer)
+        return not piece or len(answer) > MAX_ANSWER + 8 or _whole(answer)
 
     watch(wait, "killed")
     if not _whole(answer) or len(answer) > MAX_ANSWER + 8:

@@ -43,7 +43,10 @@ class _LoopThread:
         self._loop = asyncio.new_event_loop()
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._loop.run_forever, name="qak-tools-loop", daemon=True)
+        running = threading.Event()
+        self._loop.call_soon(running.set)
         self._thread.start()
+        running.wait()
         atexit.register(self._stop, self._loop, self._thread, self._process)
 
     @staticmethod

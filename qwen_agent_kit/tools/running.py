@@ -210,7 +210,14 @@ def _on_loop(job: _Job, awaitable: Awaitable[Any]) -> Any:
 
     target = job.loop or private_loop()
     assert asyncio._get_running_loop() is not target, "run_call blocks; call it from another thread than the loop's"
-    future = asyncio.run_coroutine_threadsafe(_guarded(awaitable), target)
+    work = _guarded(awaitable)
+    try:
+        future = asyncio.run_coroutine_threadsafe(work, target)
+    except RuntimeError:  # the loop is closed
+        work.close()
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()
+        raise
     try:
         job.watch(lambda seconds: _ended(future, target, wait_for, seconds), "cancelled")
         value = future.result(timeout=0)
@@ -230,6 +237,6 @@ def _on_loop(job: _Job, awaitable: Awaitable[Any]) -> Any:
 def _ended(future: Any, loop: asyncio.AbstractEventLoop, wait_for: Any, seconds: float) -> bool:
     if wait_for((future,), timeout=seconds).done:
         return True
-    if loop.is_closed():
-        raise _Stopped("the event loop was closed before the tool returned")
+    if not loop.is_running():
+        raise _Stopped("the event loop ended before the tool returned")
     return False

@@ -438,8 +438,6 @@ def test_local_and_later_types_are_found() -> None:
     def f(local: Local, later: Later | None = None) -> int:
         return local.n
 
-    class Unknown: ...
-
     def g(thing: Missing) -> int:  # type: ignore[name-defined]  # noqa: F821  # that is the point
         return 1
 
