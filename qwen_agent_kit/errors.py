@@ -21,6 +21,8 @@ A mistake of the model is no error: it goes back to the model as a tool result.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "EngineError",
     "FetchError",
@@ -131,6 +133,7 @@ class StoreError(QakError):
 
 
 class OutputError(QakError):
-    """The model did not produce the output that was asked for."""
+    """The model did not produce the output that was asked for; ``result`` is the ``RunResult`` of the run so far."""
 
     code = "output"
+    result: Any = None
