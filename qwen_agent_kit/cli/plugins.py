@@ -17,20 +17,18 @@ __all__ = ["plugins_command"]
 @click.command("plugins")
 @click.option("--hook", metavar="NAME", help="Only the plugins that implement this hook.")
 @json_option
-@click.pass_context
-def plugins_command(ctx: click.Context, hook: str | None, as_json: bool) -> None:
+def plugins_command(hook: str | None, as_json: bool) -> None:
     """List the installed plugins, their hooks, and what is wrong with them.
 
     Imports every plugin that QAK_PLUGINS and QAK_PLUGINS_OFF allow.
     """
+    from qwen_agent_kit.cli import CORE_COMMANDS
     from qwen_agent_kit.plugins import HOOKS, inventory
 
     if hook is not None and hook not in HOOKS:
         raise UsageError(f"no hook is named {hook!r}; hooks: {', '.join(sorted(HOOKS))}")
-    root = ctx.find_root().command
-    core = set(getattr(root, "core_names", ()) or getattr(root, "commands", ()))
     with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when imported is talk, not data
-        rows = inventory(core_commands=core)
+        rows = inventory(core_commands=CORE_COMMANDS)
     shown = [row for row in rows if hook is None or hook in row.hooks]
     if as_json:
         print_json({"plugins": [row.to_dict() for row in shown]})

@@ -10,7 +10,6 @@ import threading
 import traceback
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from qwen_agent_kit.backends import Choice
@@ -21,7 +20,7 @@ from qwen_agent_kit.plugins.discovery import one_line
 if TYPE_CHECKING:
     from pluggy import PluginManager
 
-__all__ = ["NotFinishedError", "Outcome", "bounded", "describe", "guarded", "time_limit"]
+__all__ = ["Guards", "NotFinishedError", "Outcome", "bounded", "describe", "guarded", "time_limit"]
 
 SECONDS = "QAK_PLUGIN_SECONDS"
 _RESULTS: dict[str, type[Any]] = {"choose_backend": Choice, "run_tool": ToolResult}
@@ -98,13 +97,17 @@ def describe(error: BaseException, *, content: bool = True) -> str:
     return one_line(text, 400)
 
 
-def guarded(plugin: Any, manager: PluginManager, name: str, report: Report) -> SimpleNamespace:
+class Guards:
+    """Holds the guarded hooks of one plugin as attributes, where pluggy finds them."""
+
+
+def guarded(plugin: Any, manager: PluginManager, name: str, report: Report) -> Guards:
     """The hooks of ``plugin``, each behind a guard that reports a failure instead of raising it.
 
     Raises:
         ValueError: Where a hook has a form that is not supported.
     """
-    guards = SimpleNamespace()
+    guards = Guards()
     for attribute in dir(plugin):
         options = manager.parse_hookimpl_opts(plugin, attribute)
         if options is None:
