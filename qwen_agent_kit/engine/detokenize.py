@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 MAX_CHARACTER = 4
 """Bytes of the longest character in UTF-8."""
 
+_FALLBACK = re.compile("<0x([0-9A-Fa-f]{2})>")
+
 
 class TokenTable:
     """What the ids of one tokenizer stand for, looked up once each. Share one between the requests of an engine.
@@ -33,7 +36,9 @@ class TokenTable:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.byte_level = _is_byte_level(tokenizer)
+        steps = _decoder_steps(tokenizer)
+        self.byte_level = steps == ["ByteLevel"]
+        self._has_fallback = "ByteFallback" in steps
         self._alphabet = _byte_alphabet()
         self._bytes: dict[int, bytes] = {}
         self._texts: dict[int, str] = {}
@@ -57,12 +62,18 @@ class TokenTable:
             self._bytes[token] = found
         return found
 
+    def fallback_byte(self, token: int) -> bytes | None:
+        """The byte that a token like ``<0x0A>`` stands for, where the decoder reads such tokens so."""
+        match = _FALLBACK.fullmatch(self.text(token)) if self._has_fallback else None
+        return bytes.fromhex(match.group(1)) if match is not None else None
+
 
 class Detokenizer:
     """Decodes one request's ids.
 
     The texts of all pieces joined are what ``tokenizer.decode(ids, skip_special_tokens=False)`` gives for the ids that
-    are not hidden, up to the stop string.
+    are not hidden, up to the stop string. (Where a vocabulary falls back to bytes, ``decode`` gives up a whole run of
+    them as soon as one is wrong; here only the wrong ones become U+FFFD.)
 
     Args:
         tokenizer: Or the ``TokenTable`` that an engine keeps for it.
@@ -143,7 +154,8 @@ class _Window:
     """Any decoder: what an id adds is the difference it makes to the text of the ids just before it.
 
     The window begins with the ids that gave the last text, so that what the decoder does only at the beginning
-    (dropping the first space) does not happen again.
+    (dropping the first space) does not happen again. Fallback bytes are joined here, because one bad byte would make
+    the tokenizer's decoder drop the good characters beside it.
     """
 
     def __init__(self, table: TokenTable) -> None:
@@ -151,20 +163,37 @@ class _Window:
         self._ids: list[int] = []
         self._shown = 0  # how many ids of the window have given their text
         self._length = 0  # the length of that text
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
+        byte = self._table.fallback_byte(token)
+        if byte is not None:
+            before = self._rest()
+            self._restart([token])
+            return before + self._utf8.decode(byte)
+        if not self._table.text(token):
+            return ""
+        before = self._bytes_end()
         self._ids.append(token)
         text = self._decode()
         if text.endswith(REPLACEMENT) and len(self._ids) - self._shown < MAX_CHARACTER:
-            return ""  # the next byte may complete it
-        return self._show(text)
+            return before  # the next id may complete a character
+        return before + self._show(text)
 
     def control(self, token: int) -> tuple[str, str]:
         before = self.flush()
-        self._ids.append(token)
-        return before, self._show(self._decode())
+        self._restart([token])
+        return before, self._table.text(token)
 
     def flush(self) -> str:
+        return self._bytes_end() + self._rest()
+
+    def _bytes_end(self) -> str:
+        text = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return text
+
+    def _rest(self) -> str:
         return self._show(self._decode()) if len(self._ids) > self._shown else ""
 
     def _decode(self) -> str:
@@ -172,10 +201,16 @@ class _Window:
 
     def _show(self, text: str) -> str:
         new = text[self._length :]
-        self._ids = self._ids[self._shown :]
-        self._shown = len(self._ids)
-        self._length = len(self._decode())
+        if new:
+            self._restart(self._ids[self._shown :])
+        else:
+            self._shown = len(self._ids)
         return new
+
+    def _restart(self, ids: list[int]) -> None:
+        self._ids = ids
+        self._shown = len(ids)
+        self._length = len(self._decode())
 
 
 class _Stops:
@@ -267,13 +302,13 @@ def _borders(text: str) -> list[int]:
     return borders
 
 
-def _is_byte_level(tokenizer: Tokenizer) -> bool:
+def _decoder_steps(tokenizer: Tokenizer) -> list[str]:
+    """The names of the decoder's steps."""
     decoder: Any = tokenizer.decoder
     if decoder is None:
-        return False
+        return []
     state = json.loads(decoder.__getstate__())
-    steps = state.get("decoders", [state])
-    return len(steps) == 1 and bool(steps[0].get("type") == "ByteLevel")
+    return [str(step.get("type")) for step in state.get("decoders", [state])]
 
 
 def _byte_alphabet() -> dict[str, int]:
