@@ -112,7 +112,7 @@ class Live:
         cut = _media_cut(self.media, content.media, common)
         if cut < common:
             common, what = cut, "media differ"
-        if self._positions is not None or content.positions is not None:
+        if common and (self._positions is not None or content.positions is not None):
             same = _same_positions(self.positions(0, common), _positions(content, common))
             if same < common:
                 common, what = _before_media(content.media, same), "positions differ"

@@ -169,11 +169,10 @@ class Request:
 
     def _force(self) -> None:
         """Append ids that need no logits; they go through the layers together with the next step."""
-        while self.finish_reason is None and (ids := self._due()):
+        while not self.done and (ids := self._due()):
             for token in ids:
                 self._forced += 1
-                self._append(token, self.rules.sampler.forced(token))
-                if self.finish_reason is not None:
+                if self._append(token, self.rules.sampler.forced(token)):
                     return
 
     def _due(self) -> Sequence[int]:
@@ -182,7 +181,8 @@ class Request:
             return closing
         return rules.grammar.forced() if rules.grammar is not None else ()
 
-    def _append(self, token: int, logprob: Logprob | None) -> None:
+    def _append(self, token: int, logprob: Logprob | None) -> bool:
+        """Add an id and hand it over; True where it was the last."""
         rules, live = self.rules, self.live
         assert live is not None, "ids are only appended to a request that was admitted"
         if rules.grammar is not None:
@@ -198,8 +198,10 @@ class Request:
         if self.clock.first is None:
             self.clock.first = self.clock.last
         self._send(Token(token, None if rules.text is None else rules.text.feed(token)))
-        if (reason := self._reason(token)) is not None:
+        reason = self._reason(token)
+        if reason is not None:
             self.finish(reason)
+        return reason is not None
 
     def _reason(self, token: int) -> str | None:
         rules = self.rules
