@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 from qwen_agent_kit.messages import ToolResult
@@ -40,6 +41,9 @@ def main() -> None:
         )
     with os.fdopen(out, "wb") as pipe:
         pipe.write(len(answer).to_bytes(8, "big") + answer)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
     os._exit(0)  # without waiting for threads that the tool left behind
 
 

@@ -83,6 +83,8 @@ class SignatureContract:
         from pydantic.fields import FieldInfo
 
         tool, name = self.signature.tool, parameter.name
+        if getattr(parameter.default, "alias", None) or any(getattr(m, "alias", None) for m in _metadata(hint)):
+            raise SchemaError(f"tool `{tool}`: parameter `{name}` has an alias", hint="give the parameter that name")
         if is_media(hint):
             raise SchemaError(
                 f"tool `{tool}`: parameter `{name}` is a medium, and a model writes text",
@@ -102,8 +104,7 @@ class SignatureContract:
             annotation, required = Annotated[annotation, parameter.default], parameter.default.is_required()
         elif not required:
             notes |= _shown_default(parameter.default)
-        metadata = getattr(annotation, "__metadata__", ())
-        if any(isinstance(item, FieldInfo) and not item.is_required() for item in metadata):
+        if any(isinstance(item, FieldInfo) and not item.is_required() for item in _metadata(annotation)):
             required = False
         wrap: Any = typing_extensions.Required if required else typing_extensions.NotRequired
         return wrap[annotation], notes
@@ -117,6 +118,11 @@ class SignatureContract:
                 guilty.pointer = f"/properties/{name}"
                 return guilty
         return error
+
+
+def _metadata(annotation: Any) -> tuple[Any, ...]:
+    metadata: tuple[Any, ...] = getattr(annotation, "__metadata__", ())
+    return metadata
 
 
 def _shown_default(value: Any) -> dict[str, Any]:

@@ -287,12 +287,13 @@ class ToolSet(Mapping[str, Tool]):
         """What to tell a model that called ``name``, which is not here."""
         import difflib
 
+        shown = shorten(repr(name[:200]), 80)
         if not self._tools:
-            return f"there is no tool {shorten(repr(name), 80)}; there are no tools"
+            return f"there is no tool {shown}; there are no tools"
         close = difflib.get_close_matches(name[:64], self._tools, n=1)
         names = shorten(", ".join(self._tools), 500)
         guess = f"; did you mean `{close[0]}`?" if close else ""
-        return f"there is no tool {shorten(repr(name), 80)}; tools: {names}{guess}"
+        return f"there is no tool {shown}; tools: {names}{guess}"
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------

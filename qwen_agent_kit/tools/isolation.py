@@ -104,12 +104,12 @@ def run_isolated(
     read, write = os.pipe()
     try:
         child = subprocess.Popen(  # noqa: S603  # this interpreter, and a module of ours
-            [sys.executable, "-m", "qwen_agent_kit.tools.child", str(write)],
+            [sys.executable, "-P", "-m", "qwen_agent_kit.tools.child", str(write)],
             stdin=subprocess.PIPE,
             stdout=2,
             pass_fds=(write,),
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
         )
     except BaseException:
         os.close(read)

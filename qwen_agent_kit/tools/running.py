@@ -48,6 +48,11 @@ class _Job:
     max_chars: int
     loop: asyncio.AbstractEventLoop | None
 
+    def abandon(self) -> None:
+        """Tell the tool, where it can hear it, that nobody waits any more."""
+        if self.tool.context_parameter is not None:  # else the context is the run's, which goes on
+            self.context.abandoned.set()
+
     def watch(self, wait: Callable[[float], bool], end: str) -> None:
         """Wait in ticks until ``wait`` is true.
 
@@ -172,7 +177,7 @@ def _on_thread(job: _Job) -> tuple[tuple[Part, ...], bool]:
     try:
         job.watch(done.wait, "abandoned")
     except BaseException:
-        job.context.abandoned.set()
+        job.abandon()
         raise
     if isinstance(outcome[0], KeyboardInterrupt):
         raise RuntimeError("KeyboardInterrupt") from outcome[0]  # the tool's own: it was not raised in this thread
@@ -224,7 +229,7 @@ def _on_loop(job: _Job, awaitable: Awaitable[Any]) -> Any:
     except CancelledError:
         raise _Stopped(f"`{job.tool.name}` was cancelled") from None
     except BaseException:
-        job.context.abandoned.set()
+        job.abandon()
         future.cancel()
         raise
     if isinstance(value, _Raised):

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
 from qwen_agent_kit.errors import OutputError, SchemaError, UsageError
 from qwen_agent_kit.tools.checking import problems_of_schema, schema_validator
@@ -207,6 +206,8 @@ class _Check:
     def _target(self, ref: Any, at: str) -> tuple[Any, str]:
         if not isinstance(ref, str) or not re.fullmatch(r"#(/.*)?", ref, re.DOTALL):
             raise self._refuse(at, ref, 'a local reference, such as "#/$defs/name"; nothing is fetched')
+        from urllib.parse import unquote
+
         steps = [part.replace("~1", "/").replace("~0", "~") for part in unquote(ref[1:]).split("/")[1:]]
         here: Any = self.root
         for step in steps:
@@ -258,14 +259,23 @@ def _short(pointer: str) -> str:
 # --- schemas from Python types ------------------------------------------------------------------------------------
 
 
+_LOOK = re.compile(r"\(\?<?[=!]")
+
+
 def plain_schema(schema: Any) -> Any:
-    """A schema made by pydantic without titles, and with every object closed that does not say otherwise."""
+    """A schema made by pydantic, in keywords that every engine knows.
+
+    Titles go; objects that do not say otherwise are closed; a union told apart by a member's value is ``anyOf``; a
+    pattern with look-around (pydantic writes one for ``Decimal``) goes, and pydantic alone checks it.
+    """
     if not isinstance(schema, dict):
         return schema
     plain: dict[str, Any] = {}
     for key, value in schema.items():
-        if key == "title":
+        if key in ("title", "discriminator") or (key == "pattern" and _LOOK.search(str(value))):
             continue
+        if key == "oneOf" and "discriminator" in schema:
+            key = "anyOf"
         if key in _MAPS and isinstance(value, dict):
             plain[key] = {name: plain_schema(inner) for name, inner in value.items()}
         elif key in _LISTS and isinstance(value, list):

@@ -21,7 +21,8 @@ from cases import load
 
 from qwen_agent_kit.errors import SchemaError, UsageError
 from qwen_agent_kit.testing.tools import check_tools
-from qwen_agent_kit.tools import Tool, ToolContext, tool
+from qwen_agent_kit.tools import Tool, ToolContext, check_schema, tool
+from qwen_agent_kit.tools.checking import problems_of_schema, schema_validator
 from qwen_agent_kit.tools.docstrings import read_docstring
 
 CASES = load("05_function_schema.jsonl")
@@ -174,6 +175,34 @@ def test_what_upstream_refuses_is_refused(case: dict[str, Any]) -> None:
         return
     with pytest.raises((UsageError, AssertionError)):
         check_tools(tool(_function(case)))
+
+
+@pytest.mark.parametrize("name", ["04a_json_schema_test_suite.jsonl", "04b_maskbench_sample.jsonl"])
+def test_values_are_judged_as_the_suites_say(name: str) -> None:
+    """Against a schema given by hand, a value is valid where the suite says so.
+
+    Not judged are schemas that `check_schema` refuses (references that are remote or by anchor), and instances about
+    which the suite and python's jsonschema differ (formats, which are not asserted).
+    """
+    judged = refused = 0
+    wrong = []
+    for case in load(name):
+        schema = case["schema"]
+        try:
+            check_schema({"anyOf": [schema]} if isinstance(schema, bool) else schema, what="it")
+        except SchemaError:
+            refused += 1
+            assert "$ref" in str(schema) or "$dynamicRef" in str(schema)
+            continue
+        validator = schema_validator(schema)
+        for instance in case["tests"]:
+            if instance.get("python_jsonschema_agrees", True):
+                judged += 1
+                if (problems_of_schema(validator, instance["data"]) == []) != instance["valid"]:
+                    wrong.append((case["id"], instance))
+    assert wrong == []
+    assert refused <= 0.15 * len(load(name))
+    assert judged >= 300
 
 
 def test_every_case_is_run() -> None:

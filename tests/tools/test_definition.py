@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import decimal
 import enum
 import functools
 import json
@@ -21,12 +22,15 @@ from pydantic import BaseModel, Field, field_validator
 
 from qwen_agent_kit.errors import SchemaError, UsageError
 from qwen_agent_kit.messages import Image, ToolCall
-from qwen_agent_kit.tools import ArgumentsError, Tool, ToolContext, ToolSet, as_tool, run_call, tool
+from qwen_agent_kit.tools import ArgumentsError, Tool, ToolContext, ToolSet, as_tool, check_schema, run_call, tool
 
 if typing.TYPE_CHECKING:
     from decimal import Decimal
 
     from qwen_agent_kit.tools import ToolContext as Hidden
+
+
+Price = decimal.Decimal
 
 
 class Unit(enum.Enum):
@@ -249,6 +253,41 @@ def test_no_docstring_breaks_a_tool(doc: str) -> None:
 
     f.__doc__ = doc
     json.dumps(tool(f).definition())
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+    lives: int
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+
+
+def test_schemas_keep_to_keywords_that_engines_know() -> None:
+    """Discriminated unions are `anyOf`; look-around, which only pydantic can check, is left out and still checked."""
+
+    def f(pet: Annotated[Cat | Dog, Field(discriminator="kind")], price: Price) -> str:
+        return f"{pet.kind} {price}"
+
+    made = tool(f)
+    check_schema(made.parameters, what="it")
+    assert made.parameters["properties"]["pet"] == {"anyOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}]}
+    assert "pattern" not in json.dumps(made.parameters)
+    assert run_call(made, ToolCall("c", "f", {"pet": {"kind": "dog"}, "price": "1.50"})).text == "dog 1.50"
+    result = run_call(made, ToolCall("c", "f", {"pet": {"kind": "cat"}, "price": "."}))
+    assert "`pet.lives`: missing" in result.text
+    assert "`price`: found" in result.text
+
+
+def test_an_alias_is_refused() -> None:
+    """The model names a parameter as the function does."""
+
+    def f(a: Annotated[int, Field(alias="b")]) -> int:
+        return a
+
+    with pytest.raises(SchemaError, match="has an alias"):
+        tool(f).definition()
 
 
 def test_choices_in_a_docstring_are_an_enum() -> None:

@@ -305,6 +305,14 @@ def test_f45_a_hanging_tool_is_abandoned_in_time() -> None:
     ended.set()
 
 
+def test_a_tool_left_behind_does_not_cancel_the_run() -> None:
+    """The context is the run's: a tool that was abandoned leaves it as it was for the next one."""
+    context = ToolContext()
+    assert _call(tool(name="t", timeout=0.05)(lambda: time.sleep(0.5)), context).is_error
+    assert not context.cancelled
+    assert _call(lambda: "next", context).text == "next"
+
+
 def test_f45_memory_stays_bounded() -> None:
     """A result of 200 MB leaves no more than its cut text behind."""
     gc.collect()
