@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from qwen_agent_kit.errors import SchemaError
 from qwen_agent_kit.messages import Media
-from qwen_agent_kit.tools.schema import plain_schema
 from qwen_agent_kit.tools.validation import shorten
 
 __all__ = ["adapter_of", "described", "is_media", "members", "ready", "typed_dict"]
@@ -23,6 +22,8 @@ def adapter_of(annotation: Any, *, what: str) -> tuple[Any, dict[str, Any]]:
     """
     from pydantic import TypeAdapter
     from pydantic.json_schema import GenerateJsonSchema
+
+    from qwen_agent_kit.tools.schema import plain_schema
 
     class Quiet(GenerateJsonSchema):
         ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  # pydantic's own shape

@@ -8,13 +8,15 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MethodType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from qwen_agent_kit.errors import SchemaError, UsageError
 from qwen_agent_kit.tools.context import ToolContext
-from qwen_agent_kit.tools.contract import GivenContract, SignatureContract
 from qwen_agent_kit.tools.signature import Signature
 from qwen_agent_kit.tools.validation import ArgumentsError, Problem, shorten
+
+if TYPE_CHECKING:
+    from qwen_agent_kit.tools.contract import GivenContract, SignatureContract
 
 __all__ = ["Tool", "ToolSet", "as_tool", "tool"]
 
@@ -69,12 +71,12 @@ class Tool:
         if not callable(function):
             raise UsageError(f"tool `{name}`: `function` is {shorten(repr(function), 80)}; allowed: something callable")
         signature = Signature(function, name) if parameters is None else None
-        contract = GivenContract(name, parameters) if parameters is not None else SignatureContract(_sure(signature))
+        given = None if parameters is None else _given(name, parameters)
         own = self.__dict__
         own.update(
             name=name, function=function, side_effects=bool(side_effects), timeout=timeout, isolate=bool(isolate)
         )
-        own.update(memory=memory, signature=signature, _description=description, _contract=contract)
+        own.update(memory=memory, signature=signature, _description=description, _given=given)
         own["is_async"] = _is_async(function)
         own["context_parameter"] = signature.context if signature is not None else _context_of(function, name)
         own["_positional"] = _positional_only(signature)
@@ -109,21 +111,28 @@ class Tool:
         return self.signature is not None and self.signature.unbound and "_bound" not in self.__dict__
 
     @property
+    def _contract(self) -> GivenContract | SignatureContract:
+        given: GivenContract | None = self.__dict__["_given"]
+        if given is not None:
+            return given
+        assert self.signature is not None, "a tool without given parameters has a signature"
+        return self.signature.contract
+
+    @property
     def description(self) -> str:
         """What it does; empty where nobody said."""
         given: str | None = self.__dict__["_description"]
-        return given if given is not None else str(self.__dict__["_contract"].documented.description)
+        return given if given is not None else self._contract.documented.description
 
     @property
     def documented(self) -> Mapping[str, str]:
         """The parameters that the docstring describes, those that do not exist included."""
-        return dict(self.__dict__["_contract"].documented.parameters)
+        return dict(self._contract.documented.parameters)
 
     @property
     def parameters(self) -> Mapping[str, Any]:
         """The JSON schema of the arguments: an object, closed where it comes from a signature."""
-        schema: Mapping[str, Any] = self.__dict__["_contract"].parameters
-        return schema
+        return self._contract.parameters
 
     def definition(self) -> dict[str, Any]:
         """The tool in OpenAI's form."""
@@ -138,8 +147,7 @@ class Tool:
         """
         if not isinstance(arguments, Mapping):
             raise ArgumentsError(self.name, [Problem("", "an object with the arguments by name", arguments)])
-        values: dict[str, Any] = self.__dict__["_contract"].validate(arguments)
-        return values
+        return self._contract.validate(arguments)
 
     def invoke(self, values: Mapping[str, Any], context: ToolContext | None = None) -> Any:
         """Call the function with validated values; a coroutine where it is async."""
@@ -155,11 +163,10 @@ class Tool:
     def replace(self, **changes: Any) -> Tool:
         """The same tool with other fields."""
         own = self.__dict__
-        contract = own["_contract"]
         fields: dict[str, Any] = {
             "name": self.name,
             "description": own["_description"],
-            "parameters": contract.parameters if isinstance(contract, GivenContract) else None,
+            "parameters": self.parameters if self.signature is None else None,
             "function": self.function,
             "side_effects": self.side_effects,
             "timeout": self.timeout,
@@ -334,9 +341,10 @@ def _check_isolated(made: Tool) -> None:
     address_of(made)
 
 
-def _sure(signature: Signature | None) -> Signature:
-    assert signature is not None, "a tool without given parameters has a signature"
-    return signature
+def _given(name: str, parameters: Mapping[str, Any]) -> GivenContract:
+    from qwen_agent_kit.tools.contract import GivenContract
+
+    return GivenContract(name, parameters)
 
 
 def _is_async(function: Any) -> bool:

@@ -9,11 +9,14 @@ import sys
 import typing
 from collections.abc import Callable, Mapping
 from types import FrameType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen_agent_kit.errors import SchemaError
 from qwen_agent_kit.tools.annotations import members
 from qwen_agent_kit.tools.context import ToolContext
+
+if TYPE_CHECKING:
+    from qwen_agent_kit.tools.contract import SignatureContract
 
 __all__ = ["Signature", "plain_function"]
 
@@ -65,6 +68,13 @@ class Signature:
         self.parameters = tuple(parameter for parameter in found if parameter.name != self.context)
         if len(self._hints) == len(found):
             self._locals = {}
+
+    @functools.cached_property
+    def contract(self) -> SignatureContract:
+        """What the parameters' types and the docstring state; shared by all tools of this signature."""
+        from qwen_agent_kit.tools.contract import SignatureContract
+
+        return SignatureContract(self)
 
     @property
     def doc(self) -> str | None:
