@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from qwen_agent_kit.messages import Message
 from qwen_agent_kit.tools import OutputType, ToolSet, output_type
 
 if TYPE_CHECKING:
+    import asyncio
     from os import PathLike
 
     from qwen_agent_kit.host import Host

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
@@ -18,6 +17,8 @@ from qwen_agent_kit.messages import Message, ToolCall
 from qwen_agent_kit.paths import safe_name
 
 if TYPE_CHECKING:
+    import asyncio
+
     from qwen_agent_kit.agent.agent import Agent
     from qwen_agent_kit.store import Position, Store
     from qwen_agent_kit.tools import OutputType

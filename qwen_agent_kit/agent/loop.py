@@ -7,7 +7,6 @@ more in a long conversation, but for one copy of the list of messages.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,8 @@ from qwen_agent_kit.events import Event, ReasoningDelta, RunDone, RunResult, Ste
 from qwen_agent_kit.messages import Message, Text, ToolCall, ToolResult
 
 if TYPE_CHECKING:
+    import asyncio
+
     from qwen_agent_kit.tools import OutputType
 
 __all__ = ["Open", "Run"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import re
 import time
@@ -20,6 +19,8 @@ from qwen_agent_kit.events import ToolCalled, ToolReturned
 from qwen_agent_kit.messages import Media, Message, ToolCall, ToolResult
 
 if TYPE_CHECKING:
+    import asyncio
+
     from qwen_agent_kit.tools import Tool
 
 __all__ = ["Toolbox", "find_media"]

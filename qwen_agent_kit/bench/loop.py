@@ -1,0 +1,112 @@
+"""What the loop itself costs, the model's work left out.
+
+Each part times many equal pieces of work and reports the median of each window, so that a machine that is busy with
+something else now and then still gives the cost of the code.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from qwen_agent_kit.agent import Agent, Limits
+from qwen_agent_kit.backends import ChatRequest
+from qwen_agent_kit.events import StepDone
+from qwen_agent_kit.messages import ToolCall
+from qwen_agent_kit.testing.scripted import ScriptedModel
+
+__all__ = ["Row", "measure", "scripted_steps", "table"]
+
+STEPS = 1_000
+WINDOW = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure.
+
+    Args:
+        name: What was measured.
+        value: In ``unit``.
+        unit: ``ms/step``, ``us/token`` or ``ratio``.
+        limit: What is promised; None where nothing is.
+    """
+
+    name: str
+    value: float
+    unit: str
+    limit: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the promise is kept."""
+        return self.limit is None or self.value <= self.limit
+
+
+def measure(steps: int = STEPS, repeats: int = 3) -> list[Row]:
+    """All parts.
+
+    Args:
+        steps: How many steps the conversation grows to.
+        repeats: How often each part runs; the best run counts.
+    """
+    return [*scripted_steps(steps, repeats)]
+
+
+def scripted_steps(steps: int = STEPS, repeats: int = 3) -> list[Row]:
+    """The loop with ``ScriptedModel`` and one tool: the cost of a step early and late in one run."""
+    runs = [_step_times(steps) for _ in range(repeats)]
+    early = min(_around(times, WINDOW) for times in runs)
+    late = min(_around(times, steps) for times in runs)
+    return [
+        Row(f"a step at step {WINDOW}, ScriptedModel and one tool", early, "ms/step", 0.15),
+        Row(f"a step at step {steps}, ScriptedModel and one tool", late, "ms/step", 0.15),
+    ]
+
+
+def _step_times(steps: int) -> list[float]:
+    """Milliseconds between the ends of successive steps."""
+
+    def turn(request: ChatRequest) -> ToolCall | str:
+        done = len(request.messages) // 2
+        return ToolCall("", "add", {"a": done, "b": 1}) if done < steps else "done"
+
+    def add(a: int, b: int) -> int:
+        """Add two numbers."""
+        return a + b
+
+    agent = Agent(ScriptedModel(turn), tools=[add], limits=Limits(steps=steps + 1, tool_calls=None))
+    return list(_between(agent, steps))
+
+
+def _between(agent: Agent, steps: int) -> Iterator[float]:
+    last = 0.0
+    seen = 0
+    for event in agent.stream("go"):
+        if isinstance(event, StepDone):
+            now = time.perf_counter()
+            if 0 < seen < steps:
+                yield (now - last) * 1000
+            seen += 1
+            last = now
+
+
+def _around(times: list[float], step: int) -> float:
+    """The median of the window that ends with ``step``."""
+    end = min(step, len(times))
+    return statistics.median(times[max(0, end - WINDOW) : end])
+
+
+def table(rows: list[Row], *, as_json: bool = False) -> str:
+    """The rows as a text table, or as JSON with a ``schema_version``."""
+    if as_json:
+        return json.dumps({"schema_version": 1, "rows": [{**asdict(row), "ok": row.ok} for row in rows]}, indent=2)
+    width = max(len(row.name) for row in rows)
+    lines = []
+    for row in rows:
+        promise = "" if row.limit is None else f"   promised: {row.limit:g}   {'ok' if row.ok else 'MISSED'}"
+        lines.append(f"{row.name:<{width}}  {row.value:>9.4f} {row.unit}{promise}")
+    return "\n".join(lines)
