@@ -31,10 +31,12 @@ def quote(text: str) -> str:
     return json.dumps(text)
 
 
-def without(*tags: str) -> str:
-    """A Lark terminal for text of any length in which none of the tags occurs."""
-    found = "|".join(re.escape(tag).replace("/", "\\/") for tag in tags)
-    return f"/(?s:.*)/ & ~/(?s:.*)({found})(?s:.*)/"
+def without(pattern: str) -> str:
+    """A Lark terminal for bytes of any length in which the pattern occurs nowhere.
+
+    To keep to whole characters, join it to a regex with ``&``; each term costs the lexer states, so not without need.
+    """
+    return f"~/(?s:.*){pattern}(?s:.*)/"
 
 
 @dataclass
@@ -164,7 +166,7 @@ def _auto(rules: Rules, dialect: Dialect) -> list[str]:
     if dialect.call_open in rules.control:
         rules.add("TEXT", "/(?s:.*)/")
         return ["TEXT", f"TEXT {rules.tag(dialect.call_open)} calls"]
-    rules.add("TEXT", without(dialect.call_open))
+    rules.add("TEXT", f"/(?s:.*)/ & {without(re.escape(dialect.call_open).replace('/', chr(92) + '/'))}")
     rules.add("lead[lazy]", f"/(?s:.*)/ {quote(dialect.call_open)}")
     return ["TEXT", "lead calls"]
 

@@ -18,6 +18,7 @@ from qwen_agent_kit.errors import SchemaError
 __all__ = ["xml_call"]
 
 END = "\n</parameter>\n"
+TAG = r"<\/?(parameter|function|tool_call)[=>]"
 TAGS = ("<parameter=", "</parameter>", "<function=", "</function>", "<tool_call>", "</tool_call>")
 """What no raw value may hold: each of these ends it for some reader."""
 
@@ -71,11 +72,11 @@ class _Value:
         texts = [arm for arm in arms if _is_text(arm)]
         others = [arm for arm in arms if not _is_text(arm)]
         if not texts:
-            return f"{self._json(schema)} {quote(END)}"
+            return self._whole(schema)
         swallowed = all(_reads_back(arm) for arm in others) and any(_is_free(arm) for arm in texts)
         branches = [self._text(arm, i, guarded=bool(others) and not swallowed) for i, arm in enumerate(texts)]
         if not swallowed:
-            branches += [f"{self._json(arm)} {quote(END)}" for arm in others]
+            branches += [self._whole(arm) for arm in others]
         return f"({' | '.join(branches)})"
 
     def _arms(self, schema: Any, depth: int) -> Iterator[Any]:
@@ -112,6 +113,10 @@ class _Value:
             raise self.refuse("a parameter can only refer to `$defs` or `definitions`", "/$ref")
         return resolved(self.root, ref)
 
+    def _whole(self, schema: Any) -> str:
+        self.rules.closers.append(END)
+        return f"{self._json(schema)} {quote(END)}"
+
     def _json(self, schema: Any) -> str:
         made = dict(schema)
         for key in ("$defs", "definitions"):
@@ -146,13 +151,15 @@ class _Value:
             if not values:
                 raise self.refuse("no string is allowed")
             return " | ".join(quote(value + END) for value in values)
-        terms = [without(*TAGS)]
+        terms = [without(TAG)]
         if guarded:
             terms.append(r'/([^\s\-0-9"\[{](?s:.*))?/ & ~/(?i:true|false|null|none|nan|infinity)(?s:.*)/')
         least, most = schema.get("minLength", 0), schema.get("maxLength", "")
         if least or most != "":
             terms.append(f"/(?s:.{{{least},{most}}})/")
             self.rules.reserve = max(self.rules.reserve, min(int(least), 128) + 24)
+        else:
+            terms.append("/(?s:.*)/")
         if "pattern" in schema:
             terms.append(f"/{self._pattern(schema['pattern'])}/")
         word = f"{self.name}_{index}_TEXT".upper()
