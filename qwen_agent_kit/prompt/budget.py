@@ -97,10 +97,11 @@ class Budget:
             for value in level:
                 if isinstance(value, str):
                     chars += len(value)
+                elif isinstance(value, dict):
+                    below += [*value, *value.values()]
                 elif isinstance(value, _CONTAINERS):
-                    below.extend(value)
-                    if isinstance(value, dict):
-                        below.extend(value.values())
+                    members: Any = value
+                    below.extend(members)
                     if len(below) > MAX_NODES:
                         raise _refused(f"built a value of more than {MAX_NODES} parts")
                 elif depth > 1 and isinstance(value, GeneratorType):

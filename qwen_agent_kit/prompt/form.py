@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from operator import is_
+from typing import Any
 
 from qwen_agent_kit.dialects import Dialect
 from qwen_agent_kit.errors import PromptError
-from qwen_agent_kit.messages import Media, Message, Part, Text, ToolCall, text_of
+from qwen_agent_kit.messages import Media, Message, Part, Text, TokenLog, ToolCall, text_of
 
-__all__ = ["Form", "Formed", "Former", "plain"]
+__all__ = ["Form", "Former", "History", "plain"]
 
 Form = dict[str, Any]
-MAX_KEPT = 2**14  # messages
+MAX_KEPT = 8
 MAX_DEPTH = 200
 
 
-class Formed(NamedTuple):
-    """A message, the dict a template gets for it, and the media it holds, in the order of the dict."""
+@dataclass(slots=True)
+class History:
+    """A conversation as a template gets it. Never changed once it is kept.
 
-    message: Message
-    form: Form
-    media: tuple[Media, ...]
+    Args:
+        messages: What it was made from.
+        forms: One dict for each turn that the template writes.
+        assistants: The messages behind the assistant turns among them, in order.
+        logs: What those were sampled as.
+        media: The media parts of all turns, in order.
+    """
+
+    messages: list[Message] = field(default_factory=list)
+    forms: list[Form] = field(default_factory=list)
+    assistants: list[Message] = field(default_factory=list)
+    logs: list[TokenLog | None] = field(default_factory=list)
+    media: list[Media] = field(default_factory=list)
+
+    def leads_to(self, messages: Sequence[Message]) -> bool:
+        """Whether ``messages`` go on from these: the same objects, since equal ones may print differently."""
+        return len(self.messages) <= len(messages) and all(map(is_, self.messages, messages))
+
+    def copy(self) -> History:
+        """One that can be added to."""
+        return History([*self.messages], [*self.forms], [*self.assistants], [*self.logs], [*self.media])
 
 
 class Former:
-    """Turns messages into dicts and keeps them, so that a long history costs one look-up a message.
+    """Turns messages into dicts, going on from the conversations it formed last. Thread-safe.
 
     Args:
         dialect: Writes calls and results where the template cannot.
@@ -41,29 +62,50 @@ class Former:
         self._native = native
         self._put = put
         self._check = check
-        self._kept: dict[int, Formed] = {}
+        self._kept: tuple[History, ...] = ()  # replaced whole, so no lock: a lost entry costs time only
 
-    def form(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Formed]:
-        """One ``Formed`` for each turn that the template shall write.
+    def form(self, messages: Sequence[Message]) -> History:
+        """The turns that the template shall write.
 
         Raises:
             PromptError: For data that is not JSON.
         """
-        formed = [self._one(message) for message in messages]
-        return formed if self._native else self._by_dialect(formed, tools)
+        known = [history for history in self._kept if history.leads_to(messages)]
+        near = max(known, key=lambda history: len(history.messages), default=None)
+        history = near.copy() if near is not None else History()
+        for message in messages[len(history.messages) :]:
+            self._add(history, message)
+        self._kept = (history, *(kept for kept in self._kept if kept is not near))[:MAX_KEPT]
+        return history
 
-    def _one(self, message: Message) -> Formed:
-        found = self._kept.get(id(message))  # the entry holds the message, so its id cannot be another's
-        if found is None:
-            form, media = self._make(message)
-            found = Formed(message, plain(form, self._check), media)
-            if not self._native and message.tool_calls:
-                # The dialect's own delimiters are marked, which content may not be: after the check.
-                found.form["content"] += "".join(map(self._call, message.tool_calls))
-            if len(self._kept) >= MAX_KEPT:
-                self._kept.clear()
-            self._kept[id(message)] = found
-        return found
+    def with_tools(self, forms: list[Form], tools: Sequence[Mapping[str, Any]]) -> list[Form]:
+        """The turns with the tools as system text, for a template that has no place for tools."""
+        told = self._dialect.tools_prompt(tools) if tools else ""
+        if not told:
+            return forms
+        self._check(told)
+        system = forms[0]["content"] if forms[0]["role"] == "system" else None
+        if isinstance(system, str):
+            return [{"role": "system", "content": f"{system}\n\n{told}" if system else told}, *forms[1:]]
+        return [{"role": "system", "content": told}, *forms]
+
+    def _add(self, history: History, message: Message) -> None:
+        made, media = self._make(message)
+        form: Form = plain(made, self._check)
+        if message.role == "assistant":
+            history.assistants.append(message)
+            history.logs.append(message.log)
+            if message.tool_calls and not self._native:
+                # The dialect's delimiters are marked, which content may not be: so after the check.
+                calls = "".join(map(self._call, message.tool_calls))
+                form["content"] = _joined(form["content"], calls)
+        before = history.messages[-1].role if history.messages else ""
+        if message.role == before == "tool" and not self._native:  # results that follow each other: one user turn
+            history.forms[-1] = {"role": "user", "content": _joined(history.forms[-1]["content"], "\n", form["content"])}
+        else:
+            history.forms.append(form)
+        history.messages.append(message)
+        history.media.extend(media)
 
     def _make(self, message: Message) -> tuple[Form, tuple[Media, ...]]:
         if message.role == "tool":
@@ -81,7 +123,8 @@ class Former:
         parts = result.parts if result is not None else message.parts
         media = tuple(part for part in parts if isinstance(part, Media))
         if not self._native:
-            return {"role": "user", "content": self._dialect.render_result(text_of(parts))}, media
+            told: Part = Text(self._dialect.render_result(text_of(parts)))
+            return {"role": "user", "content": _content((told, *media))}, media
         form: Form = {"role": "tool", "content": _content(parts)}
         if result is not None:
             form |= {"name": result.name, "tool_call_id": result.call_id}
@@ -97,25 +140,34 @@ class Former:
             return self._put(opens) + text[len(opens) : len(text) - len(closes)] + self._put(closes)
         return text
 
-    def _by_dialect(self, formed: list[Formed], tools: Sequence[Mapping[str, Any]]) -> list[Formed]:
-        """The tools as system text, and results that follow each other as one user turn."""
-        turns: list[Formed] = []
-        for one in formed:
-            if one.message.role == "tool" and turns and turns[-1].message.role == "tool":
-                before = turns[-1]
-                content = f"{before.form['content']}\n{one.form['content']}"
-                turns[-1] = Formed(before.message, {**before.form, "content": content}, before.media + one.media)
-            else:
-                turns.append(one)
-        told = self._dialect.tools_prompt(tools) if tools else ""
-        if not told:
-            return turns
-        self._check(told)
-        if turns and turns[0].form["role"] == "system" and isinstance(turns[0].form["content"], str):
-            system = turns[0].form["content"]
-            form = {"role": "system", "content": f"{system}\n\n{told}" if system else told}
-            return [Formed(turns[0].message, form, turns[0].media), *turns[1:]]
-        return [Formed(Message("system", (Text(told),)), {"role": "system", "content": told}, ()), *turns]
+
+def _content(parts: Sequence[Part]) -> str | list[Form]:
+    """Text as one string; with media among it, a list in order."""
+    if not any(isinstance(part, Media) for part in parts):
+        return text_of(parts)
+    return [
+        {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": part.kind}
+        for part in parts
+        if isinstance(part, Text | Media)
+    ]
+
+
+def _joined(*contents: str | list[Form]) -> str | list[Form]:
+    if all(isinstance(content, str) for content in contents):
+        return "".join(map(str, contents))
+    lists = ([{"type": "text", "text": x}] if isinstance(x, str) else x for x in contents)
+    return [item for items in lists for item in items]
+
+
+def _call(self, call: ToolCall) -> str:
+        """A call as the dialect writes it, with the delimiters as control tokens where the vocabulary has them."""
+        dialect, arguments = self._dialect, plain(dict(call.arguments), self._check)
+        self._check(call.name)
+        text = dialect.render_call(call.name, arguments)
+        opens, closes = dialect.call_open, dialect.call_close
+        if text.startswith(opens) and text.endswith(closes):
+            return self._put(opens) + text[len(opens) : len(text) - len(closes)] + self._put(closes)
+        return text
 
 
 def _content(parts: Sequence[Part]) -> str | list[Form]:
@@ -127,6 +179,13 @@ def _content(parts: Sequence[Part]) -> str | list[Form]:
         for part in parts
         if isinstance(part, Text | Media)
     ]
+
+
+def _merged(before: str | list[Form], after: str | list[Form]) -> str | list[Form]:
+    if isinstance(before, str) and isinstance(after, str):
+        return f"{before}\n{after}"
+    lists = [[{"type": "text", "text": x}] if isinstance(x, str) else x for x in (before, "\n", after)]
+    return [item for items in lists for item in items]
 
 
 def _call(call: ToolCall) -> Form:

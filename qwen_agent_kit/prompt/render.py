@@ -15,7 +15,7 @@ from qwen_agent_kit.backends import MediaSpan
 from qwen_agent_kit.dialects import Dialect
 from qwen_agent_kit.errors import PromptError
 from qwen_agent_kit.messages import Media, Message
-from qwen_agent_kit.prompt.form import Formed, Former, plain
+from qwen_agent_kit.prompt.form import Form, Former, plain
 from qwen_agent_kit.prompt.template import ChatTemplate, Marks
 from qwen_agent_kit.prompt.tokens import PlainTokenizer
 from qwen_agent_kit.prompt.trail import Script, Trails, Widen, Writer
@@ -140,25 +140,27 @@ class PromptRenderer:
         thinking: bool | int | None,
         prompted: bool,
     ) -> Rendered:
-        formed = state.former.form(messages, tools)
-        definitions = [plain(tool, state.check) for tool in tools] if state.turns.native_tools else []
-        variables: dict[str, Any] = {"tools": definitions or None, "add_generation_prompt": prompted}
+        history = state.former.form(messages)
+        forms = history.forms
+        variables: dict[str, Any] = {"tools": None, "add_generation_prompt": prompted}
+        if state.turns.native_tools:
+            variables["tools"] = [plain(tool, state.check) for tool in tools] or None
+        else:
+            forms = state.former.with_tools(forms, tools)
         if thinking is not None:
             variables["enable_thinking"] = thinking is not False
-        media = [part for one in formed for part in one.media]
-        if media and self._widen is None:
-            raise _unwelcome(media, "no backend is there to take it")
-        text, spent = self._text(state, formed, variables, media)
+        if history.media and self._widen is None:
+            raise _unwelcome(history.media, "no backend is there to take it")
+        text, spent = self._text(state, forms, variables, history.media)
         prompt = next((p for p in state.turns.prompts if text.endswith(p)), "") if prompted else ""
-        assistants = [one.message for one in formed if one.form["role"] == "assistant"]
-        trail = state.writer.write(Script(text, assistants, media, prompt), state.trails)
+        trail = state.writer.write(Script(text, history.assistants, history.logs, history.media, prompt), state.trails)
         return Rendered(list(trail.ids), tuple(trail.spans), self._reasoning(state, prompt), spent, trail.hint)
 
     def _text(
-        self, state: _State, formed: Sequence[Formed], variables: Mapping[str, Any], media: Sequence[Media]
+        self, state: _State, forms: Sequence[Form], variables: Mapping[str, Any], media: Sequence[Media]
     ) -> tuple[str, float]:
         try:
-            return state.template.render([one.form for one in formed], **variables)
+            return state.template.render(forms, **variables)
         except PromptError as error:
             if media and error.code != "template_refusal":
                 raise _unwelcome(media, "the model's chat template has no place for it") from error

@@ -168,7 +168,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return bounded
 
     def _bounded_test(self, name: str) -> Callable[..., Any]:
-        function: Callable[..., Any] = self.tests[name]
+        function: Any = self.tests[name]
 
         @wraps(function)
         def bounded(*args: Any) -> Any:

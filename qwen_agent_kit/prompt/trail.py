@@ -34,12 +34,14 @@ class Script:
     Args:
         text: With marks.
         assistants: The messages behind its assistant turns, in order.
+        logs: What those were sampled as.
         media: The parts behind its placeholders, in order.
         prompt: The generation prompt it ends with, "" where it has none.
     """
 
     text: str
     assistants: Sequence[Message]
+    logs: list[TokenLog | None]
     media: Sequence[Media]
     prompt: str
 
@@ -154,19 +156,20 @@ class Writer:
         Raises:
             PromptError: Where placeholders and media do not match, or text is no Unicode.
         """
-        opener, logs = self.turns.opener, [message.log for message in script.assistants]
-        expected = len(logs) + bool(script.prompt)
-        spliced = self.turns.spliceable and script.text.count(opener) == expected
-        new = Trail(script.text, logs, script.media, spliced)
-        near, count = trails.nearest(new)
-        if near is not None and near.same(new):
-            return near
-        start = _Stop(0, 0, 0, 0)
+        spliced = self.turns.spliceable
+        while True:
+            new = Trail(script.text, script.logs, script.media, spliced)
+            near, count = trails.nearest(new)
+            if near is not None and near.same(new):
+                return near
+            start = near.stops[count - 1] if near is not None else _Stop(0, 0, 0, 0)
+            turns = start.turns + script.text.count(self.turns.opener, start.offset) if spliced else 0
+            if not spliced or turns == len(script.logs) + bool(script.prompt):
+                break
+            spliced = False  # the template left turns out, or wrote some of its own
         if near is not None:
-            start = near.stops[count - 1]
-            new.ids, new.spans = near.ids[: start.ids], near.spans[: start.media]
-            new.stops = near.stops[:count]
-        if not spliced and any(logs):
+            new.ids, new.spans, new.stops = near.ids[: start.ids], near.spans[: start.media], near.stops[:count]
+        if not spliced and any(script.logs):
             new.hint = "the template's assistant turns cannot be told apart, so they are written as text"
         _Pass(self, script, new, start).run()
         if len(new.spans) != len(script.media):
@@ -210,7 +213,8 @@ class _Pass:
             self._at = found.end()
             if found[0] == self._turns.end:
                 self._inside = False
-            if not self._inside:
+                self._stop()
+            elif not self._trail.spliced and not self._turns.spliceable:
                 self._stop()
         self._plain(text[self._at :])
         self._at = len(text)
