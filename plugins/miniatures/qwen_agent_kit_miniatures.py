@@ -64,7 +64,7 @@ def register_models() -> list[ModelEntry]:
     return [
         ModelEntry(
             name="smollm2",
-            aliases=("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+            aliases=("SmolLM2-135M-Instruct",),
             family="llama",
             dialect="generic",
             kinds=frozenset({"text"}),
