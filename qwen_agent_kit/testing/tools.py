@@ -48,7 +48,7 @@ def check_tools(*tools: Any) -> ToolsReport:
         UsageError: For what is no tool.
     """
     made = [as_tool(value) for value in tools]
-    problems = [f"{tool.name}: {problem}" for tool in made for problem in _problems(tool)]
+    problems = list(dict.fromkeys(f"{tool.name}: {problem}" for tool in made for problem in _problems(tool)))
     try:
         ToolSet(made)
     except QakError as error:
@@ -85,9 +85,9 @@ def _trials(tool: Tool, properties: Mapping[str, Any]) -> Iterator[str]:
     for arguments in trials:
         try:
             tool.validate(arguments)
-        except ArgumentsError:
+        except ArgumentsError as error:
+            if error.__cause__ is not None:
+                yield f"its validation of {sorted(arguments)} raises {type(error.__cause__).__name__}"
             result = run_call(tool, ToolCall("check", tool.name, arguments))
             if not result.is_error or not result.text:
                 yield f"wrong arguments for {sorted(arguments)} give no error for the model"
-        except Exception as error:  # noqa: BLE001  # a validator of the tool's own may raise anything: that is the finding
-            yield f"its validation of {sorted(arguments)} raises {type(error).__name__}"

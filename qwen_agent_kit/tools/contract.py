@@ -44,13 +44,17 @@ class SignatureContract:
         """The arguments as the function takes them.
 
         Raises:
-            ArgumentsError: Where they do not fit.
+            ArgumentsError: Where they do not fit; where a validator of the user's own broke, that is its cause.
         """
+        validator = self._validator
         try:
-            return self._validator.validate_python(arguments)  # type: ignore[no-any-return]  # a dict: it is a TypedDict
+            return validator.validate_python(arguments)  # type: ignore[no-any-return]  # a dict: it is a TypedDict
         except self._mismatch as error:
             names = [parameter.name for parameter in self.signature.parameters]
             raise ArgumentsError(self.signature.tool, problems_of_pydantic(error, arguments, names)) from None
+        except Exception as error:  # a validator of the user's own may raise anything
+            allowed = f"values that the tool can check; its own check raised {type(error).__name__}"
+            raise ArgumentsError(self.signature.tool, [Problem("", allowed, arguments)]) from error
 
     @cached_property
     def _validator(self) -> Any:
