@@ -35,7 +35,8 @@ class StreamParser:
         starts_in_reasoning: Whether the prompt opened a reasoning block.
         control_tags: The tags that are control tokens of this vocabulary. They count only in pieces marked as control;
             the dialect's other tags count in text.
-        parse_calls: Where False, calls are left out of the deltas (``tool_choice="none"``).
+        parse_calls: Where False, calls are left out of the deltas (``tool_choice="none"``). Where None, there is
+            nothing to call, and the tags of calls are text.
         new_id: Makes the id of a call.
     """
 
@@ -46,7 +47,7 @@ class StreamParser:
         tools: Sequence[Mapping[str, Any]] = (),
         starts_in_reasoning: bool = False,
         control_tags: frozenset[str] = frozenset(),
-        parse_calls: bool = True,
+        parse_calls: bool | None = True,
         new_id: Callable[[], str],
     ) -> None:
         self._dialect = dialect
@@ -54,7 +55,8 @@ class StreamParser:
         self._control = control_tags
         self._parse_calls = parse_calls
         self._new_id = new_id
-        self._marks = {(r, f): _Marks(dialect, control_tags, r, f) for r in (False, True) for f in (False, True)}
+        not_tags = control_tags if parse_calls is not None else control_tags | {dialect.call_open}
+        self._marks = {(r, f): _Marks(dialect, not_tags, r, f) for r in (False, True) for f in (False, True)}
         self._call_tags = tuple(tag for tag in (dialect.call_open, dialect.call_close) if tag not in control_tags)
         self._reasoning = starts_in_reasoning
         self._fresh = True  # nothing but space was said in this block
@@ -157,7 +159,9 @@ class StreamParser:
     def _counts(self, tag: str) -> bool:
         if tag == self._dialect.think_open:
             return self._fresh or not self._reasoning
-        return tag == self._dialect.call_open or (tag == self._dialect.think_close and self._reasoning)
+        if tag == self._dialect.think_close:
+            return self._reasoning
+        return tag == self._dialect.call_open and self._parse_calls is not None
 
     # --- inside of calls ------------------------------------------------------------------------------------------
 
@@ -216,13 +220,13 @@ class StreamParser:
 class _Marks:
     """The tags that count in text outside of calls, in one state of the parser."""
 
-    def __init__(self, dialect: Dialect, control: frozenset[str], reasoning: bool, fresh: bool) -> None:
+    def __init__(self, dialect: Dialect, not_in_text: frozenset[str], reasoning: bool, fresh: bool) -> None:
         wanted = [dialect.call_open]
         if reasoning:
             wanted.append(dialect.think_close)
         if fresh:
             wanted.append(dialect.think_open)
-        self.tags = tuple(tag for tag in wanted if tag not in control)
+        self.tags = tuple(tag for tag in wanted if tag not in not_in_text)
         self.pattern = re.compile("|".join(map(re.escape, self.tags)) or r"(?!)")
         firsts = {tag[0] for tag in self.tags}
         self.first = firsts.pop() if len(firsts) == 1 else "" if firsts else "\0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from itertools import pairwise
 
 import pytest
@@ -243,6 +244,26 @@ def test_calls_can_be_left_out(dialect: str) -> None:
     call = dialects.get(dialect).render_call("weather", {"city": "Oslo"})
     outcome = parse(["a", call, "b"], dialect=dialect, calls=False)
     assert (outcome.content, outcome.calls, outcome.truncated) == ("ab", [], "")
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_f18_without_tools_the_tags_of_calls_are_text(control: bool) -> None:
+    """With ``parse_calls=None`` an answer that writes about tool calls comes out as it was written."""
+    turn = f"<think>a {WEATHER}</think>Like this: {WEATHER}, or <tool_call>."
+    outcome = parse(as_control([turn]) if control else list(turn), control=control, calls=None)
+    assert (outcome.reasoning, outcome.content) == (f"a {WEATHER}", f"Like this: {WEATHER}, or <tool_call>.")
+    assert (outcome.calls, outcome.truncated) == ([], "")
+
+
+def test_speed() -> None:
+    """A piece of plain text costs far less than the 10 µs that decoding, parsing and events may take together."""
+    pieces = [Piece(text) for text in ("The", " quick", " brown", " fox", ",", " jumps", ".\n", " <b", ">")] * 600
+    for tags in (frozenset(), frozenset(TAGS)):
+        parser = StreamParser(dialects.get("hermes"), control_tags=tags, new_id=lambda: "id")
+        begun = time.perf_counter()
+        for piece in pieces:
+            parser.feed(piece)
+        assert (time.perf_counter() - begun) / len(pieces) < 30e-6
 
 
 JSON = st.recursive(

@@ -53,7 +53,7 @@ def parse(
     tools: Sequence[Any] = (),
     reasoning: bool = False,
     control: bool = False,
-    calls: bool = True,
+    calls: bool | None = True,
     finish: str | None = "stop",
 ) -> Outcome:
     """What the parser makes of the pieces; with ``finish`` None it is never told that the stream ended."""
