@@ -39,7 +39,8 @@ class Endings:
 
         ends = dict.fromkeys(text[i:] for text in samples for i in range(len(text)))
         self.closers = [ids(text) for text in closers if text]
-        self.samples = [ids(text) for text in sorted(ends, key=len)]
+        # A quote also fits the middle of raw text, where it ends nothing; a whole end tag fits nothing else.
+        self.samples = [ids(text) for text in sorted(ends, key=lambda text: (text.endswith('"'), len(text)))]
 
 
 def allowed(matcher: Any, vocabulary: Vocabulary) -> np.ndarray:
