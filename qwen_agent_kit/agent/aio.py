@@ -41,7 +41,7 @@ async def drive(
             worker.room.release()
             yield event
     finally:
-        worker.cancel.set()
+        worker.leave()
         await worker.ended()
 
 
@@ -58,7 +58,13 @@ class _Worker:
         self._start = start
         self._loop = loop
         self._done: asyncio.Future[None] = loop.create_future()
-        self.cancel.add(self.room.release)
+        self._alone = False
+
+    def leave(self) -> None:
+        """Nobody reads any more."""
+        self._alone = True
+        self.cancel.set()
+        self.room.release()
 
     async def ended(self) -> None:
         """Wait for the thread, whatever happens to the task meanwhile."""
@@ -77,7 +83,7 @@ class _Worker:
             with contextlib.closing(self._start(self.cancel, self._loop)) as generator:
                 for event in generator:
                     self.room.acquire()
-                    if self.cancel.is_set or not self._post((event, None, False)):
+                    if self._alone or not self._post((event, None, False)):
                         break
             self._post((None, None, True))
         except BaseException as error:  # noqa: BLE001  # carried over to the task that waits
@@ -91,7 +97,7 @@ class _Worker:
     def _call(self, function: Callable[..., Any], *arguments: Any) -> bool:
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop was closed: nobody waits any more
-            self.cancel.set()
+        except RuntimeError:  # the loop was closed: nobody reads any more
+            self.leave()
             return False
         return True
