@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwen_agent_kit.backends import MediaSpan
-from qwen_agent_kit.engine.kv import KVLayout, SequenceKV, round_up
+from qwen_agent_kit.engine.kv import QUANTUM, KVLayout, SequenceKV, round_up
 
 __all__ = ["Cache", "Content", "Lease", "Live", "common_prefix"]
 
@@ -197,7 +197,7 @@ class Cache:
 
     def __init__(self, layout: KVLayout, budget: int, context: int) -> None:
         self._layout = layout
-        self._context = round_up(context)
+        self._context = context
         self._room = budget // layout.position_bytes
         self._lives: list[Live] = []
         self._clock = 0
@@ -205,7 +205,7 @@ class Cache:
     @property
     def most(self) -> int:
         """The longest sequence that can ever be admitted, in positions."""
-        return min(self._context, self._room // round_up(1) * round_up(1))
+        return min(self._context, self._room // QUANTUM * QUANTUM)
 
     @property
     def used_bytes(self) -> int:
@@ -274,7 +274,7 @@ class Cache:
         return self._extend(keep, total) if keep is not None and not keep.running else None
 
     def _extend(self, live: Live, total: int) -> Live | None:
-        generous = min(max(total, round_up(live.kv.capacity * 3 // 2)), self._context)
+        generous = min(max(total, round_up(live.kv.capacity * 3 // 2)), round_up(self._context))
         wanted = [generous, total] if total > live.kv.capacity else [live.kv.capacity]
         for reserve in wanted:
             if self._evict(reserve - live.kv.capacity, live):

@@ -105,13 +105,20 @@ class Generation:
                         yield piece
                     if isinstance(item, End):
                         return
-                try:
-                    await asyncio.wait_for(ready.wait(), LOOK)
-                except TimeoutError:
-                    self._check()
+                await self._woken(loop, ready)
         finally:
             request.wake = None
             self.cancel()
+
+    async def _woken(self, loop: asyncio.AbstractEventLoop, ready: asyncio.Event) -> None:
+        """Let others run, then wait for the engine. No ``wait_for``: in Python 3.11 it can swallow a cancellation."""
+        timer = loop.call_later(LOOK, ready.set)
+        try:
+            await asyncio.sleep(0)
+            await ready.wait()
+        finally:
+            timer.cancel()
+        self._check()
 
     # --- shared by the iterators -----------------------------------------------------------------------------------
 
