@@ -105,7 +105,8 @@ def _located(schema: Any, faulty: Callable[[Any], str | None]) -> str:
     node, pointer, found = schema, "", True
     while found and time.monotonic() < until:
         found = False
-        for step, child in children(node):
+        parts = sorted(children(node), key=lambda part: not part[0].startswith(("/$defs", "/definitions")))
+        for step, child in parts:  # what is shared first: a reference to a bad part is bad as well
             if isinstance(child, Mapping) and time.monotonic() < until and faulty({**shared, **child}) is not None:
                 node, pointer, found = child, pointer + step, True
                 break

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_agent_kit.dialects.base import Definition, Dialect, Thinking
+from qwen_agent_kit.dialects.prepare import prepared
 from qwen_agent_kit.dialects.samples import samples
-from qwen_agent_kit.dialects.schema import checked, longest_close, prepared
+from qwen_agent_kit.dialects.schema import checked, longest_close
 from qwen_agent_kit.errors import SchemaError, UsageError
 
 __all__ = ["Rules", "chosen", "quote", "step", "without"]

@@ -1,4 +1,4 @@
-"""JSON schemas on their way into a grammar: what is refused at once, and what is settled for the compiler.
+"""JSON schemas on their way into a grammar: what is refused at once.
 
 Everything here reads the schema without a compiler, a network or recursion in Python, so that a hostile schema is
 refused in milliseconds with a JSON pointer (RFC 6901). What only the compiler can know is found by ``locate``.
@@ -14,7 +14,19 @@ from typing import Any
 
 from qwen_agent_kit.errors import SchemaError
 
-__all__ = ["MAX_DEPTH", "MAX_ENUM", "MAX_SIZE", "checked", "children", "longest_close", "prepared", "resolved"]
+__all__ = [
+    "LISTS",
+    "MAPS",
+    "MAX_DEPTH",
+    "MAX_ENUM",
+    "MAX_SIZE",
+    "SINGLE",
+    "checked",
+    "children",
+    "escape",
+    "longest_close",
+    "resolved",
+]
 
 MAX_DEPTH = 100
 """Containers inside each other; the compiler's own JSON reader stops at 128."""
@@ -27,9 +39,9 @@ MAX_SIZE = 1 << 20
 
 TYPES = frozenset({"array", "boolean", "integer", "null", "number", "object", "string"})
 
-_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_LISTS = ("anyOf", "allOf", "oneOf", "prefixItems", "items")
-_SINGLE = (
+MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+LISTS = ("anyOf", "allOf", "oneOf", "prefixItems", "items")
+SINGLE = (
     "items",
     "additionalItems",
     "additionalProperties",
@@ -56,15 +68,15 @@ def children(node: Any) -> Iterator[tuple[str, Any]]:
     """The schemas directly inside a schema, each with its pointer from there."""
     if not isinstance(node, Mapping):
         return
-    for key in _MAPS:
+    for key in MAPS:
         if isinstance(node.get(key), Mapping):
             for name, child in node[key].items():
                 yield f"/{escape(key)}/{escape(str(name))}", child
-    for key in _LISTS:
+    for key in LISTS:
         if isinstance(node.get(key), list):
             for index, child in enumerate(node[key]):
                 yield f"/{key}/{index}", child
-    for key in _SINGLE:
+    for key in SINGLE:
         if key in node and not isinstance(node[key], list):
             yield f"/{key}", node[key]
 
@@ -341,62 +353,3 @@ def _endless(root: Any, nodes: list[tuple[str, Any]]) -> str:
         seen.add(id(following))
         current, pointer = following, pointers.get(id(following), pointer)
     return pointer
-
-
-# --- settled for the compiler -------------------------------------------------------------------------------------
-
-
-def prepared(schema: Any, *, digits: int | None = 18, spaced: bool = False) -> Any:
-    """The schema as the compiler gets it.
-
-    Args:
-        schema: One that passed ``checked``.
-        digits: Integers without bounds get at most this many digits, so that no number goes on for ever; None keeps
-            them unbounded.
-        spaced: Whether any JSON whitespace is allowed. Otherwise values are written as ``json.dumps`` does, so that
-            most structure is forced and white space cannot go on for ever.
-
-    Returns:
-        A new schema, with ``x-guidance`` (https://github.com/guidance-ai/llguidance docs/json_schema.md).
-    """
-    if not isinstance(schema, Mapping):
-        schema = {} if schema else {"not": {}}
-    made = _limited(schema, digits) if digits else dict(schema)
-    style: dict[str, Any] = {"whitespace_flexible": True}
-    if not spaced:
-        style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    return {**made, "x-guidance": style}
-
-
-def _limited(node: Any, digits: int) -> Any:
-    """A copy in which integers have bounds. Recursion is as deep as ``checked`` allows."""
-    if not isinstance(node, Mapping):
-        return node
-    made = dict(node)
-    for key in _MAPS:
-        if isinstance(made.get(key), Mapping):
-            made[key] = {name: _limited(child, digits) for name, child in made[key].items()}
-    for key in (*_LISTS, *_SINGLE):
-        if isinstance(made.get(key), list):
-            made[key] = [_limited(child, digits) for child in made[key]]
-        elif isinstance(made.get(key), Mapping):
-            made[key] = _limited(made[key], digits)
-    kinds = made.get("type")
-    kinds = kinds if isinstance(kinds, list) else [kinds]
-    if "integer" in kinds and "number" not in kinds and not {"enum", "const", "multipleOf"} & made.keys():
-        top = 10**digits - 1
-        if "maximum" not in made and "exclusiveMaximum" not in made and _below(made, top):
-            made["maximum"] = top
-        if "minimum" not in made and "exclusiveMinimum" not in made and _above(made, -top):
-            made["minimum"] = -top
-    return made
-
-
-def _below(node: Mapping[str, Any], top: int) -> bool:
-    bounds = [node.get("minimum", 0), node.get("exclusiveMinimum", 0)]
-    return all(isinstance(bound, int | float) and bound < top for bound in bounds)
-
-
-def _above(node: Mapping[str, Any], bottom: int) -> bool:
-    bounds = [node.get("maximum", 0), node.get("exclusiveMaximum", 0)]
-    return all(isinstance(bound, int | float) and bound > bottom for bound in bounds)

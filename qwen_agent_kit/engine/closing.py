@@ -8,6 +8,7 @@ least; where one order of preference runs in circles the next is tried.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from qwen_agent_kit.engine.vocabulary import CLOSING, Vocabulary
 __all__ = ["Endings", "allowed", "way_out"]
 
 _ORDERS = ("outside", "inside", "patterned", "random", "random", "random")
+
+PATIENCE = 0.8
+"""Seconds that the search for one way may take; catastrophic patterns make each step slow."""
 
 _RANDOM = 160
 """The most ids of a walk without preferences."""
@@ -59,11 +63,12 @@ def way_out(matcher: Any, vocabulary: Vocabulary, endings: Endings, limit: int) 
         limit: The most ids the way may have.
     """
     best: list[int] | None = None
+    until = time.monotonic() + PATIENCE
     for seed, order in enumerate(_ORDERS):
-        if best is not None and order == "random":
+        if (best is not None and order == "random") or time.monotonic() > until:
             break
         most = min(limit, _RANDOM) if order == "random" else limit if best is None else len(best) - 1
-        found = _walk(matcher.deep_copy(), vocabulary, endings, most, order, seed)
+        found = _walk(matcher.deep_copy(), vocabulary, endings, most, order, seed, until)
         if found is not None:
             best = found
             if order == "outside" or len(best) <= 2:
@@ -72,11 +77,11 @@ def way_out(matcher: Any, vocabulary: Vocabulary, endings: Endings, limit: int) 
 
 
 def _walk(
-    matcher: Any, vocabulary: Vocabulary, endings: Endings, limit: int, order: str, seed: int
+    matcher: Any, vocabulary: Vocabulary, endings: Endings, limit: int, order: str, seed: int, until: float
 ) -> list[int] | None:
     way: list[int] = []
     choice = random.Random(seed)  # noqa: S311  # a walk that can be repeated, nothing secret
-    while len(way) < limit:
+    while len(way) < limit and time.monotonic() < until:
         if matcher.is_accepting():
             return [*way, vocabulary.eos[0]]
         run = _next(matcher, vocabulary, endings, order, choice)

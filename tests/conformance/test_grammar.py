@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from cases import load
 
-from qwen_agent_kit.dialects.schema import checked, prepared
+from qwen_agent_kit.dialects.prepare import prepared
+from qwen_agent_kit.dialects.schema import checked
 from qwen_agent_kit.engine.grammar import CompiledGrammar, GrammarCompiler
 from qwen_agent_kit.errors import SchemaError
 
