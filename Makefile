@@ -80,7 +80,7 @@ demo: $(INSTALLED) $(MATERIAL)  ## install, fetch the miniature, answer a questi
 	@QAK_HOME="$${QAK_HOME:-$$(pwd)/.cache/home}" $(PY) examples/demo.py $(ARGS)
 
 docs: $(INSTALLED)  ## the documentation, into site/
-	@$(VENV)/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 lock: $(INSTALLED)  ## write constraints.txt from what .venv holds
 	@$(PY) scripts/lock.py > constraints.txt.new && mv constraints.txt.new constraints.txt && touch $(DEPENDENCIES)

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
 __all__ = [
-    "KINDS",
     "Entry",
     "Found",
+    "KINDS",
     "Lists",
     "PluginRow",
     "command_holders",

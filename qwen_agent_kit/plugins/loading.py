@@ -20,7 +20,7 @@ from qwen_agent_kit.errors import PluginError, UsageError
 from qwen_agent_kit.plugins.discovery import KINDS, Found, Lists, PluginRow, installed, normal
 from qwen_agent_kit.plugins.guard import NotFinishedError, bounded, describe, guarded, time_limit
 
-__all__ = ["API", "HOOKS", "FailureError", "Loaded", "load", "load_kinds", "switch_off"]
+__all__ = ["API", "FailureError", "HOOKS", "Loaded", "load", "load_kinds", "switch_off"]
 
 API = 1
 HOOKS = frozenset(name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec"))

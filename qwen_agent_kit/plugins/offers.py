@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qwen_agent_kit.errors import PluginError
@@ -43,11 +44,11 @@ def call_list(loaded: Loaded, hook: str, expected: type[T], *, strict: bool = Tr
     return _without_contested(loaded, offers, strict)
 
 
-def _each(loaded: Loaded, hook: str, *arguments: Any) -> Iterable[tuple[str, Any]]:
+def _each(loaded: Loaded, hook: str) -> Iterable[tuple[str, Any]]:
     """Each plugin and what its hook returned; a hook that failed is reported and left out."""
     seconds = time_limit()
     for implementation in getattr(loaded.manager.hook, hook).get_hookimpls():
-        outcome = bounded(lambda call=implementation.function: call(*arguments), seconds)  # type: ignore[misc]  # bound now
+        outcome = bounded(implementation.function, seconds)
         if outcome.error is None:
             yield implementation.plugin_name, outcome.value
         else:
@@ -55,21 +56,27 @@ def _each(loaded: Loaded, hook: str, *arguments: Any) -> Iterable[tuple[str, Any
 
 
 def _problem(hook: str, value: Any, expected: type[Any]) -> str:
+    """What is wrong with the value of a ``register_`` hook, "" where nothing is."""
     if inspect.iscoroutine(value):
         value.close()
         return f"`{hook}` is async; hooks are plain functions"
     if value is not None and not isinstance(value, list | tuple):
         return f"`{hook}` returned a {type(value).__name__}; allowed: a list of {expected.__name__}"
-    wrong = next((item for item in value or () if not isinstance(item, expected)), None)
-    if wrong is not None or None in (value or ()):
-        return f"`{hook}` returned a list with a {type(wrong).__name__} in it; allowed: {expected.__name__}"
+    for item in value or ():
+        if not isinstance(item, expected):
+            return f"`{hook}` returned a list with a {type(item).__name__} in it; allowed: {expected.__name__}"
+        if not isinstance(_own_name(item), str) or not _own_name(item):
+            return f"`{hook}` returned a {expected.__name__} whose name is {_own_name(item)!r}; allowed: a string"
     return ""
+
+
+def _own_name(item: Any) -> Any:
+    return getattr(item, "prefix", None) or getattr(item, "name", "")
 
 
 def _names(item: Any) -> set[str]:
     """The names that an offer takes, as they are compared."""
-    own = getattr(item, "prefix", None) or getattr(item, "name", "")
-    return {str(name).casefold() for name in (own, *getattr(item, "aliases", ()))}
+    return {str(name).casefold() for name in (_own_name(item), *getattr(item, "aliases", ()))}
 
 
 def _without_contested(loaded: Loaded, offers: list[tuple[str, T]], strict: bool) -> list[T]:
@@ -113,23 +120,35 @@ def command(name: str) -> click.Command | None:
     Raises:
         PluginError: Where two distributions list it, or the one that does cannot deliver it.
     """
-    import click
-
     rows = command_holders().get(name)
     if not rows:
         return None
     if len(rows) > 1:
         raise _contest("command", name, rows)
-    loaded, group = load_kinds(("commands",), names=(name,)), click.Group()
-    for _ in _each(loaded, "register_commands", group):
-        continue
-    if name in group.commands:
-        return group.commands[name]
+    loaded = load_kinds(("commands",), names=(name,))
+    for group in _registered(loaded).values():
+        if name in group.commands:
+            return group.commands[name]
     row = loaded.rows[0] if loaded.rows else rows[0]
     raise PluginError(
         f"{row.distribution!r} lists the command {name!r} and does not deliver it: {row.error or 'it registers none'}",
         hint=row.cure or switch_off(row.distribution),
     )
+
+
+def _registered(loaded: Loaded) -> dict[str, click.Group]:
+    """What each distribution registers, in a group of its own."""
+    import click
+
+    groups: dict[str, click.Group] = {}
+    seconds = time_limit()
+    for implementation in loaded.manager.hook.register_commands.get_hookimpls():
+        group = groups.setdefault(loaded.row(implementation.plugin_name).distribution, click.Group())
+        arguments = (group,) if implementation.argnames else ()
+        outcome = bounded(partial(implementation.function, *arguments), seconds)
+        if outcome.error is not None:
+            loaded.report(implementation.plugin_name, "register_commands", describe(outcome.error))
+    return groups
 
 
 # --- everything, for those who look for faults -------------------------------------------------------------------
@@ -161,16 +180,7 @@ def inventory(*, core_commands: Collection[str] = (), extra: Iterable[Any] = ())
 
 
 def _check_commands(loaded: Loaded, core: Collection[str]) -> None:
-    import click
-
-    registered: dict[str, Collection[str]] = {}
-    for implementation in loaded.manager.hook.register_commands.get_hookimpls():
-        group = click.Group()
-        outcome = bounded(lambda call=implementation.function, cli=group: call(cli), time_limit())  # type: ignore[misc]
-        plugin = implementation.plugin_name
-        if outcome.error is not None:
-            loaded.report(plugin, "register_commands", describe(outcome.error))
-        registered[loaded.row(plugin).distribution] = group.commands
+    registered = {distribution: set(group.commands) for distribution, group in _registered(loaded).items()}
     for name, rows in command_holders().items():
         for row in rows:
             if name in core:

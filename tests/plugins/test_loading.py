@@ -13,7 +13,8 @@ from bad_plugins import BAD, GOOD, ROWS, Bad
 from distributions import HEAD, install, python
 
 from qwen_agent_kit import Backend, Message, Text, Tool, ToolCall, ToolResult, hookimpl, tool
-from qwen_agent_kit.backends import ChatRequest, Choice, Usage
+from qwen_agent_kit.backends import ChatRequest, Choice, EngineSpec, Usage
+from qwen_agent_kit.catalog import ModelEntry
 from qwen_agent_kit.errors import PluginError, UsageError
 from qwen_agent_kit.events import Step
 from qwen_agent_kit.plugins import KINDS, call_list, command, inventory, load
@@ -385,3 +386,37 @@ def test_ctrl_c_while_a_plugin_hangs_reaches_the_user(site: Path):
     done = python(code, site, QAK_PLUGIN_SECONDS="2")
     assert done.stdout.strip() == "interrupted", done.stderr
     assert time.monotonic() - began < 30
+
+
+def _offer(hook: str, item) -> object:
+    return type("Offers", (), {hook: hookimpl(lambda self: [item])})()
+
+
+@pytest.mark.parametrize(
+    ("hook", "good", "nameless"),
+    [
+        ("register_backends", Backend("shed", frozenset({"text"})), Backend("", frozenset({"text"}))),
+        ("register_models", ModelEntry("shed", "qwen3"), ModelEntry(None, "qwen3")),
+        ("register_engines", EngineSpec("shed", print), EngineSpec("", print)),
+    ],
+)
+def test_each_kind_of_offer_is_collected(hook: str, good, nameless):
+    """What a plugin offers arrives as it is; an offer without a name is none (a Tool checks its own)."""
+    kind = hook.removeprefix("register_")
+    assert good in call_list(load(kind, extra=[_offer(hook, good)]), hook, type(good))
+    loaded = load(kind, extra=[_offer(hook, nameless)])
+    assert nameless not in call_list(loaded, hook, type(good))
+    assert "whose name is" in rows_of(loaded)["Offers"].error
+
+
+def test_f54_an_alias_counts_as_a_name():
+    """A model whose alias is another's name is contested as well."""
+    extra = [_offer("register_models", ModelEntry("one", "qwen3", aliases=("Two",)))]
+    extra.append(_offer("register_models", ModelEntry("two", "qwen3")))
+    with pytest.raises(PluginError, match="'two' is not unique"):
+        call_list(load("models", extra=extra), "register_models", ModelEntry)
+
+
+def test_tools_are_collected():
+    """An offered tool arrives as it is."""
+    assert lift in call_list(load("tools", extra=[_offer("register_tools", lift)]), "register_tools", Tool)
