@@ -101,7 +101,10 @@ class Former:
                 form["content"] = _joined(form["content"], calls)
         before = history.messages[-1].role if history.messages else ""
         if message.role == before == "tool" and not self._native:  # results that follow each other: one user turn
-            history.forms[-1] = {"role": "user", "content": _joined(history.forms[-1]["content"], "\n", form["content"])}
+            history.forms[-1] = {
+                "role": "user",
+                "content": _joined(history.forms[-1]["content"], "\n", form["content"]),
+            }
         else:
             history.forms.append(form)
         history.messages.append(message)
@@ -160,14 +163,14 @@ def _joined(*contents: str | list[Form]) -> str | list[Form]:
 
 
 def _call(self, call: ToolCall) -> str:
-        """A call as the dialect writes it, with the delimiters as control tokens where the vocabulary has them."""
-        dialect, arguments = self._dialect, plain(dict(call.arguments), self._check)
-        self._check(call.name)
-        text = dialect.render_call(call.name, arguments)
-        opens, closes = dialect.call_open, dialect.call_close
-        if text.startswith(opens) and text.endswith(closes):
-            return self._put(opens) + text[len(opens) : len(text) - len(closes)] + self._put(closes)
-        return text
+    """A call as the dialect writes it, with the delimiters as control tokens where the vocabulary has them."""
+    dialect, arguments = self._dialect, plain(dict(call.arguments), self._check)
+    self._check(call.name)
+    text = dialect.render_call(call.name, arguments)
+    opens, closes = dialect.call_open, dialect.call_close
+    if text.startswith(opens) and text.endswith(closes):
+        return self._put(opens) + text[len(opens) : len(text) - len(closes)] + self._put(closes)
+    return text
 
 
 def _content(parts: Sequence[Part]) -> str | list[Form]:

@@ -146,6 +146,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return False
         return super().is_safe_attribute(obj, attr, value)
 
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        if attribute.startswith("_"):  # jinja2 would print nothing; a template that asks for this is hostile
+            raise SecurityError(f"the model's chat template asked for {attribute[:80]!r} of a {type(obj).__name__}")
+        return super().unsafe_undefined(obj, attribute)
+
     # --- how templates are compiled ------------------------------------------------------------------------------
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:

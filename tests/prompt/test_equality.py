@@ -10,11 +10,46 @@ import pytest
 from qwen_agent_kit.messages import Message, Reasoning, Text, ToolCall, ToolResult
 from qwen_agent_kit.prompt import PromptRenderer
 
-EDGES = ["", "\n", "\n\n", " ", "  ", "}", "}\n", ".", ".\n", '"', "天気", "。", "👩\u200d👩\u200d👧", "e\u0301", "Å", "'s", "3", "\t"]
-WORDS = (
-    "the answer is 42|{'a': [1, 2]}|def f(x):\n    return x|日本語のテキスト|it's   spaced  out|a<b>c</b>|naïve café|"
-    "x = 1;\r\ny = 2;|# Title\n\n- item|100%|<tools>|👍🏽 ok|\u200bzero|ﬁ ligature|مرحبا|http://a.b/c?d=e&f=<g>|null|\\n"
-).split("|")
+EDGES = [
+    "",
+    "\n",
+    "\n\n",
+    " ",
+    "  ",
+    "}",
+    "}\n",
+    ".",
+    ".\n",
+    '"',
+    "天気",
+    "。",
+    "👩\u200d👩\u200d👧",
+    "e\u0301",
+    "Å",
+    "'s",
+    "3",
+    "\t",
+]
+WORDS = [
+    "the answer is 42",
+    "{'a': [1, 2]}",
+    "def f(x):\n    return x",
+    "日本語のテキスト",
+    "it's   spaced  out",
+    "a<b>c</b>",
+    "naïve café",
+    "x = 1;\r\ny = 2;",
+    "# Title\n\n- item",
+    "100%",
+    "<tools>",
+    "👍🏽 ok",
+    "\u200bzero",
+    "ﬁ ligature",
+    "مرحبا",
+    "http://a.b/c?d=e&f=<g>",
+    "null",
+    "\\n",
+]
 TOOLS = [
     ("get_weather", {"city": {"type": "string", "description": "Where? 'Oslo'"}, "days": {"type": "integer"}}),
     ("run", {"code": {"type": "string"}, "opts": {"type": "object", "properties": {"é": {"enum": ["ü", None, 1.5]}}}}),
