@@ -41,7 +41,12 @@ def connect(path: Path, *, max_bytes: int, timeout: float) -> sqlite3.Connection
     """
     with guarded(path):
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            # Only where there is none yet: closing a file that a connection of this process has open would drop its
+            # POSIX locks (sqlite.org/howtocorrupt.html, 2.2).
+            if not path.exists():
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            pass  # another process was faster
         except OSError as error:
             raise StoreError(
                 f"cannot open the conversation store `{path}`: {error.strerror}",
@@ -79,9 +84,13 @@ def _prepare(connection: sqlite3.Connection, path: Path, max_bytes: int) -> None
 
 
 @contextlib.contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing; the write lock is taken at the start, so that what is read inside stays true."""
-    connection.execute("BEGIN IMMEDIATE")
+def transaction(connection: sqlite3.Connection, *, write: bool = True) -> Iterator[None]:
+    """All or nothing.
+
+    A writer's lock is taken at the start, so that what is read inside stays true; a reader sees one moment of the file,
+    however many statements it needs.
+    """
+    connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
     try:
         yield
         connection.execute("COMMIT")

@@ -96,26 +96,9 @@ class Store:
         safe_name(name, "the session name")
 
         def read(db: sqlite3.Connection) -> Stored:
-            found = self._head(db, name)
-            if found is None:
-                return Stored((), Position())
-            ident, position, pending = found
-            bodies = db.execute(
-                "SELECT body FROM entries JOIN messages ON messages.id = entries.message"
-                " WHERE conversation = ? ORDER BY position",
-                (ident,),
-            )
-            seen: dict[str, bytes] = {}
-
-            def blob(digest: str) -> bytes:
-                if digest not in seen:
-                    seen[digest] = rows.get_blob(db, digest)
-                return seen[digest]
-
-            messages = tuple(codec.decode(body, blob, kinds) for (body,) in bodies)
-            if len(messages) != position.count:
-                raise StoreError(f"session {name!r} has {len(messages)} of its {position.count} messages")
-            return Stored(messages, position, rows.read_pending(pending, blob, kinds))
+            with transaction(db, write=False):
+                found = self._head(db, name)
+                return Stored((), Position()) if found is None else _read(db, name, found, kinds)
 
         return self._run(read)
 
@@ -249,6 +232,7 @@ class Store:
                 if found is None:
                     raise self._unknown(name)
                 rows.drop(db, [found[0]])
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the journal holds copies of what is gone
 
         self._run(write)
 
@@ -279,6 +263,7 @@ class Store:
                 rows.drop(db, [row[0] for row in gone])
             if gone:
                 db.execute("VACUUM")
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the journal holds copies of what is gone
             return tuple(row[1] for row in gone)
 
         return self._run(write)
@@ -319,6 +304,28 @@ class Store:
     def _unknown(self, name: str) -> UsageError:
         hint = "`qak sessions list` names them"
         return UsageError(f"there is no session {name!r}", hint=hint, code="session_not_found")
+
+
+def _read(
+    db: sqlite3.Connection, name: str, head: tuple[int, Position, str | None], kinds: Sequence[type[Media]]
+) -> Stored:
+    ident, position, pending = head
+    bodies = db.execute(
+        "SELECT body FROM entries JOIN messages ON messages.id = entries.message"
+        " WHERE conversation = ? ORDER BY position",
+        (ident,),
+    )
+    seen: dict[str, bytes] = {}
+
+    def blob(digest: str) -> bytes:
+        if digest not in seen:
+            seen[digest] = rows.get_blob(db, digest)
+        return seen[digest]
+
+    messages = tuple(codec.decode(body, blob, kinds) for (body,) in bodies)
+    if len(messages) != position.count:
+        raise StoreError(f"session {name!r} has {len(messages)} of its {position.count} messages")
+    return Stored(messages, position, rows.read_pending(pending, blob, kinds))
 
 
 def _conflict(name: str, expected: Position, found: Position) -> StoreError:

@@ -13,7 +13,7 @@ import pytest
 from qwen_agent_kit import Agent, Image, Limits, Message, Reasoning, Sampling, Text, ToolCall, ToolContext, tool
 from qwen_agent_kit.backends import Backend, CallDone, Capabilities, Choice, Finish, Usage
 from qwen_agent_kit.errors import EngineError, UsageError
-from qwen_agent_kit.events import ReasoningDelta, RunDone, StepDone, TextDelta, ToolCalled, ToolReturned
+from qwen_agent_kit.events import ReasoningDelta, RunDone, StepDone, TextDelta, ToolReturned
 from qwen_agent_kit.hookspecs import hookimpl
 from qwen_agent_kit.messages import TokenLog, ToolResult
 from qwen_agent_kit.testing import ScriptedModel
@@ -137,7 +137,7 @@ def test_tool_choice_none_runs_no_tool() -> None:
 
 
 def test_f44_the_models_mistakes_go_back_to_it() -> None:
-    """Unknown tool, wrong type, missing and extra arguments, a malformed call: each a short typed error, and it goes on."""
+    """Unknown tool, wrong, missing and extra arguments, a malformed call: each a short error, and it goes on."""
     bad = [
         call("ad", a=1, b=2),
         call(a="x", b=2),
@@ -261,7 +261,7 @@ def test_closing_the_stream_cancels_the_engine() -> None:
 
 
 def test_f46_closing_the_stream_cancels_all_that_run() -> None:
-    """Once the quick call returned the caller goes away: the slow ones' contexts say cancelled, nobody waits for them."""
+    """The caller goes away after the quick call: the slow ones' contexts say cancelled, nobody waits for them."""
     seen = threading.Semaphore(0)
     started = threading.Barrier(3)
 
@@ -748,8 +748,8 @@ def test_making_an_agent_loads_nothing_heavy() -> None:
         "from qwen_agent_kit import Agent, tool\n"
         "def f(a: int) -> int:\n    'Doc.'\n    return a\n"
         "Agent('x', tools=[f])\n"
-        "heavy = {'torch', 'transformers', 'pydantic', 'httpx', 'openai', 'mcp', 'jinja2', 'tokenizers', 'numpy', 'rich',"
-        " 'asyncio', 'sqlite3'}\n"
+        "heavy = {'torch', 'transformers', 'pydantic', 'httpx', 'openai', 'mcp', 'jinja2', 'tokenizers', 'numpy',"
+        " 'rich', 'asyncio', 'sqlite3'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
