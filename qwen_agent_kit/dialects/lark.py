@@ -151,7 +151,7 @@ def step(
         more = f" ({quote(chr(10))} {rules.tag(dialect.call_open)} rest)*" if parallel else ""
         rules.add("calls", f"rest{more}")
         calls = f"{rules.tag(dialect.call_open)} calls"
-    if output_schema is not None:
+    if output_schema is not None and (tool_choice in ("auto", "none") or not functions):
         rules.add("final", rules.value(output_schema, "the output schema"))
         branches.append("final")
     if calls and (output_schema is not None or tool_choice != "auto"):

@@ -29,7 +29,7 @@ __all__ = ["CompiledGrammar", "GrammarCompiler", "GrammarState"]
 LONGEST = 2048
 """Where the shortest way through a grammar has more tokens than this, it counts as endless."""
 
-_CANDIDATES = 12
+_CANDIDATES = 32
 """How many of the best tokens are looked at one step ahead where the limit is near."""
 
 _WALKS = 3
@@ -241,7 +241,7 @@ class GrammarState:
             return may
         self._check_at = remaining
         kept = np.zeros_like(may)
-        if slack > 0:
+        if slack > 0 or self.accepting:
             kept[self._closable(may, logits, remaining)] = True
         if not kept.any():
             kept[way[0]] = True
@@ -282,7 +282,8 @@ class GrammarState:
         if not ahead.consume_token(token):
             return False, False
         way = self._way or []
-        if remaining >= 1 and ahead.is_accepting():
+        # Text that was complete before and after may be cut anywhere: only a call or a value needs its end of turn.
+        if ahead.is_accepting() and (remaining >= 1 or self.accepting):
             return True, False
         for known in (way, way[1:]):
             if known and len(known) <= remaining and ahead.validate_tokens(known) == len(known):
