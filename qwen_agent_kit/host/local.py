@@ -106,7 +106,7 @@ class LocalChatModel:
             tools=definitions,
             starts_in_reasoning=rendered.starts_in_reasoning,
             control_tags=frozenset(self._renderer.control),
-            parse_calls=bool(definitions) and request.tool_choice != "none",
+            parse_calls=request.tool_choice != "none" if definitions else None,
             new_id=_new_call_id,
         )
         called = False

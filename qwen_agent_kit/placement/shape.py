@@ -6,13 +6,13 @@ Parameter counts follow transformers' classes: models/llama, qwen2, qwen2_moe, q
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from qwen_agent_kit.errors import ModelError
+from qwen_agent_kit.placement.gguf import read_gguf
 
 __all__ = ["Shape", "read_shape"]
 
@@ -119,18 +119,9 @@ def _whole(data: Mapping[str, Any], key: str, path: Path, default: int | None = 
     return value
 
 
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-_STRING, _ARRAY = 8, 9
-_MOST = 2**24
-
-
 def _from_gguf(path: Path) -> Shape:
-    """Walk the metadata (GGUF v2 and v3, ggml docs/gguf.md); arrays are skipped, only their lengths are kept."""
-    try:
-        with path.open("rb") as file:
-            meta = _walk(file)
-    except (OSError, struct.error, UnicodeDecodeError, KeyError) as error:
-        raise ModelError(f"`{path.name}` is not a readable GGUF file", hint="fetch it again") from error
+    header = read_gguf(path, arrays=False)
+    meta = header.meta
     arch = str(meta.get("general.architecture", ""))
     get = {key.removeprefix(f"{arch}."): value for key, value in meta.items()}
     heads = _whole(get, "attention.head_count", path)
@@ -145,53 +136,8 @@ def _from_gguf(path: Path) -> Shape:
         intermediate=_whole(get, "feed_forward_length", path, 0),
         vocab=_whole(get, "tokenizer.ggml.tokens", path, _whole(get, "vocab_size", path, 0)),
         context=_whole(get, "context_length", path),
-        tied=not meta.get("untied head", False),
+        tied=all(tensor.name != "output.weight" for tensor in header.tensors),
         experts=_whole(get, "expert_count", path, 0),
         expert_intermediate=_whole(get, "expert_feed_forward_length", path, 0),
         shared_intermediate=_whole(get, "expert_shared_feed_forward_length", path, 0),
     )
-
-
-def _walk(file: BinaryIO) -> dict[str, Any]:
-    if file.read(4) != b"GGUF" or _number(file, "<I") not in (2, 3):
-        raise KeyError("magic")
-    tensors, pairs = _number(file, "<Q"), _number(file, "<Q")
-    if max(tensors, pairs) > 2**20:
-        raise KeyError("counts")
-    meta: dict[str, Any] = {}
-    for _ in range(pairs):
-        key = _text(file)
-        meta[key] = _value(file, _number(file, "<I"))
-    for _ in range(tensors):
-        name = _text(file)
-        file.seek(8 * _number(file, "<I") + 12, 1)
-        if name == "output.weight":
-            meta["untied head"] = True
-    return meta
-
-
-def _number(file: BinaryIO, form: str) -> Any:
-    return struct.unpack(form, file.read(struct.calcsize(form)))[0]
-
-
-def _text(file: BinaryIO) -> str:
-    size = _number(file, "<Q")
-    if size > _MOST:
-        raise KeyError("a string is too long")
-    return file.read(size).decode("utf-8", errors="replace")
-
-
-def _value(file: BinaryIO, kind: int) -> Any:
-    if kind == _STRING:
-        return _text(file)
-    if kind != _ARRAY:
-        return _number(file, _SCALARS[kind])
-    inner, count = _number(file, "<I"), _number(file, "<Q")
-    if count > _MOST or inner == _ARRAY:
-        raise KeyError("an array is too long or nested")
-    if inner in _SCALARS:
-        file.seek(count * struct.calcsize(_SCALARS[inner]), 1)
-    else:
-        for _ in range(count):
-            file.seek(_number(file, "<Q"), 1)
-    return count
