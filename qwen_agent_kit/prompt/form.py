@@ -162,35 +162,6 @@ def _joined(*contents: str | list[Form]) -> str | list[Form]:
     return [item for items in lists for item in items]
 
 
-def _call(self, call: ToolCall) -> str:
-    """A call as the dialect writes it, with the delimiters as control tokens where the vocabulary has them."""
-    dialect, arguments = self._dialect, plain(dict(call.arguments), self._check)
-    self._check(call.name)
-    text = dialect.render_call(call.name, arguments)
-    opens, closes = dialect.call_open, dialect.call_close
-    if text.startswith(opens) and text.endswith(closes):
-        return self._put(opens) + text[len(opens) : len(text) - len(closes)] + self._put(closes)
-    return text
-
-
-def _content(parts: Sequence[Part]) -> str | list[Form]:
-    """Text as one string; with media among it, a list in order."""
-    if not any(isinstance(part, Media) for part in parts):
-        return text_of(parts)
-    return [
-        {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": part.kind}
-        for part in parts
-        if isinstance(part, Text | Media)
-    ]
-
-
-def _merged(before: str | list[Form], after: str | list[Form]) -> str | list[Form]:
-    if isinstance(before, str) and isinstance(after, str):
-        return f"{before}\n{after}"
-    lists = [[{"type": "text", "text": x}] if isinstance(x, str) else x for x in (before, "\n", after)]
-    return [item for items in lists for item in items]
-
-
 def _call(call: ToolCall) -> Form:
     return {
         "type": "function",
@@ -217,7 +188,17 @@ def plain(value: Any, check: Callable[[str], None], depth: int = 0) -> Any:
     if depth > MAX_DEPTH:
         raise PromptError(f"a tool definition or call is nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, Mapping):
-        return {plain(key, check, depth + 1): plain(item, check, depth + 1) for key, item in value.items()}
+        return {_key(key, check): plain(item, check, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item, check, depth + 1) for item in value]
-    raise PromptError(f"a tool definition or call holds a {type(value).__name__}; allowed: JSON data")
+    raise _no_json(value)
+
+
+def _key(key: Any, check: Callable[[str], None]) -> Any:
+    if key is None or isinstance(key, str | int | float):
+        return plain(key, check)
+    raise _no_json(key)
+
+
+def _no_json(value: Any) -> PromptError:
+    return PromptError(f"a tool definition or call holds a {type(value).__name__}; allowed: JSON data")

@@ -69,9 +69,10 @@ class Marks:
         """Rendered text with its marks as the tokens' own text."""
         return self.pattern.sub(self.token, text)
 
-    def forged(self, text: str) -> bool:
-        """Whether plain text spells out a control token."""
-        return self._literal.search(text) is not None
+    def spelled(self, text: str) -> str | None:
+        """A control token that rendered text spells out without a mark."""
+        found = self._literal.search(text)
+        return found[0] if found else None
 
 
 class ChatTemplate:
@@ -80,7 +81,7 @@ class ChatTemplate:
     Args:
         source: Jinja2, as ``chat_template`` of a tokenizer holds it.
         marks: Put into its literals.
-        special: ``bos_token`` and the like, visible to the template as transformers passes them.
+        special: ``bos_token`` and the like, visible to the template as transformers passes them; texts only.
 
     Raises:
         ModelError: Where the source does not compile.
@@ -92,9 +93,7 @@ class ChatTemplate:
 
         if len(source) > MAX_SOURCE:
             raise SecurityError(f"the model's chat template has {len(source)} characters; allowed: {MAX_SOURCE}")
-        self._special = {
-            name: marks.put(value) if isinstance(value, str) else value for name, value in (special or {}).items()
-        }
+        self._special = {name: marks.put(value) for name, value in (special or {}).items() if isinstance(value, str)}
         self._sandbox = Sandbox(marks.put)
         try:
             self._template = self._sandbox.from_string(source)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_agent_kit.errors import PromptError
+from qwen_agent_kit.errors import ModelError, PromptError
 from qwen_agent_kit.messages import Message
 from qwen_agent_kit.prompt.budget import Budget
 from qwen_agent_kit.prompt.template import SECONDS, ChatTemplate, Marks
@@ -105,15 +105,23 @@ def probe(template: ChatTemplate, marks: Marks) -> Turns:
     """Ask a template what its turns look like.
 
     Raises:
+        ModelError: Where control tokens are not literals of the template.
         SecurityError: Where the template leaves its bounds.
     """
     budget = Budget(SECONDS)  # one for all questions
 
     def ask(messages: list[dict[str, Any]], **variables: Any) -> str | None:
         try:
-            return template.render(messages, budget=budget, **variables)[0]
+            text = template.render(messages, budget=budget, **variables)[0]
         except PromptError:
             return None
+        if token := marks.spelled(text):
+            raise ModelError(
+                f"the model's chat template puts the control token {token!r} together from pieces, so that text of a "
+                "message could do the same",
+                hint="use a template that writes its control tokens whole",
+            )
+        return text
 
     bare = ask([_USER])
     prompts: list[str] = []

@@ -13,7 +13,7 @@ from chat_templates import CODER, LIST_CONTENT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen_agent_kit.errors import PromptError
+from qwen_agent_kit.errors import ModelError, PromptError
 from qwen_agent_kit.messages import Image, Message, Reasoning, Text, ToolCall, ToolResult
 from qwen_agent_kit.prompt import PromptRenderer
 
@@ -195,6 +195,13 @@ def test_content_that_holds_the_nonce_forges_nothing(renderer: PromptRenderer) -
     assert renderer._state.marks.nonce != marks.nonce
 
 
+def test_a_template_that_composes_control_tokens_is_refused(open_renderer: Callable[..., PromptRenderer]) -> None:
+    """Where a template itself builds a control token from pieces, no origin can be told: the model is refused."""
+    template = "{% for m in messages %}{{ '<|im_' + 'start|>' + m.role + '\\n' + m.content }}{% endfor %}"
+    with pytest.raises(ModelError, match="from pieces"):
+        open_renderer(template=template)
+
+
 def test_half_a_surrogate_pair_is_refused(renderer: PromptRenderer) -> None:
     """Text that UTF-8 cannot hold is a typed error, without the text in it."""
     with pytest.raises(PromptError, match="surrogate") as caught:
@@ -204,6 +211,7 @@ def test_half_a_surrogate_pair_is_refused(renderer: PromptRenderer) -> None:
 
 def test_arguments_that_are_no_json_are_refused(renderer: PromptRenderer) -> None:
     """A template never meets an object with methods of its own."""
-    call = ToolCall("c", "f", {"path": Path("/etc/passwd")})
-    with pytest.raises(PromptError, match="Path"):
-        renderer.render([Message("user", "q"), Message("assistant", (call,))])
+    for arguments in ({"path": Path("/etc/passwd")}, {"a": [{Path("/x"): 1}]}, {(1, 2): 3}):
+        call = ToolCall("c", "f", arguments)  # type: ignore[arg-type]  # a wrong key is the point
+        with pytest.raises(PromptError, match="JSON data"):
+            renderer.render([Message("user", "q"), Message("assistant", (call,))])
