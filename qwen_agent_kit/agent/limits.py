@@ -13,7 +13,10 @@ from qwen_agent_kit.backends import Usage
 from qwen_agent_kit.errors import UsageError
 from qwen_agent_kit.messages import ToolCall
 
-__all__ = ["Limits", "Meter"]
+__all__ = ["MAX_STEP", "Limits", "Meter"]
+
+MAX_STEP = 32_768
+"""Tokens of one step of an engine that has no cap of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +28,8 @@ class Limits:
         tokens: The most tokens in all, prompt and generated, summed over the steps.
         seconds: The most wall time.
         tool_calls: The most tool calls that run.
-        output_tokens: The most generated tokens over all steps; what is left of it is each step's ``max_tokens`` where
-            ``Sampling`` sets none, so that no run is without a cap.
+        output_tokens: The most generated tokens over all steps; what is left of it caps each step. A step is capped in
+            any case: by ``Sampling.max_tokens``, else by the engine's default, else at ``MAX_STEP`` (F39).
         same_call: A call with the same name and arguments that comes in this many steps in a row is not run again.
         mistakes: The most steps in a row in which the model did nothing that could be used (malformed calls, unknown
             tools, wrong arguments, output that does not fit).
@@ -41,7 +44,7 @@ class Limits:
     tokens: int | None = None
     seconds: float | None = None
     tool_calls: int | None = 200
-    output_tokens: int | None = 32_768
+    output_tokens: int | None = None
     same_call: int | None = 3
     mistakes: int | None = 3
 

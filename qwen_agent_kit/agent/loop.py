@@ -19,7 +19,7 @@ from qwen_agent_kit.agent.asking import Asking
 from qwen_agent_kit.agent.calls import Planned
 from qwen_agent_kit.agent.cancel import Cancel
 from qwen_agent_kit.agent.heard import Heard
-from qwen_agent_kit.agent.limits import Meter
+from qwen_agent_kit.agent.limits import MAX_STEP, Meter
 from qwen_agent_kit.agent.output import FINAL_ANSWER
 from qwen_agent_kit.agent.setup import Setup, close, kinds_of
 from qwen_agent_kit.agent.toolbox import Toolbox
@@ -142,14 +142,14 @@ class Run:
         if finish.reason in ("stop", "tool_calls"):
             planned = self._plan(made)
         else:
-            step = self._broken_off(step, request)
+            step = self._broken_off(step, request, heard.deltas)
             planned = [Planned(call, None, calls.errand(call, "not run: the answer was cut off")) for call in made]
         yield from self._finish(step, planned)
 
     def _listen(self, model: ChatModel, request: ChatRequest, heard: Heard) -> Iterator[TextDelta | ReasoningDelta]:
         """Pass on what the model says, until it ends or has to be stopped."""
         # An engine that ignores max_tokens is stopped here. A token is at most two deltas: what was held back, and it.
-        most = float("inf") if request.sampling.max_tokens is None else 2 * request.sampling.max_tokens + 64
+        most = 2 * (request.sampling.max_tokens or MAX_STEP) + 64
         stream = model.stream(request)
         try:
             for delta in stream:
@@ -163,7 +163,7 @@ class Run:
         if heard.finish is None:
             raise EngineError(f"the model `{model.name}` ended its stream without a Finish")
 
-    def _broken_off(self, step: Step, request: ChatRequest) -> Step:
+    def _broken_off(self, step: Step, request: ChatRequest, deltas: int) -> Step:
         """A step that did not end by itself: the run stops, and none of its calls runs, complete or not."""
         own, cap = self._setup.sampling.max_tokens, request.sampling.max_tokens
         self._stop = step.finish if step.finish in ("cancelled", "error") else "length"
@@ -172,6 +172,9 @@ class Run:
         elif self._stop == "length" and cap != own and self._meter.output_left == 0:
             self._stop = "limit:output_tokens"
             return replace(step, notes=(*step.notes, f"capped at {cap} tokens by Limits.output_tokens"))
+        elif step.finish == "length" and cap is None:
+            count = step.usage.generated_tokens or f"about {deltas}"
+            return replace(step, notes=(*step.notes, f"capped at {count} tokens: Sampling has no max_tokens"))
         return step
 
     def _plan(self, made: Sequence[ToolCall]) -> list[Planned]:

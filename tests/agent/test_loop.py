@@ -370,12 +370,29 @@ def test_f58_deadlines_do_not_look_at_the_wall_clock(monkeypatch: pytest.MonkeyP
 
 
 def test_f39_without_max_tokens_there_is_a_cap_and_it_is_reported() -> None:
-    """The request carries the default cap; a run that hits it says which limit and how much."""
-    model = ScriptedModel([["x", Finish("length", Usage(generated_tokens=32_768))]])
+    """The engine's own default applies, and the step says how much it was; one without a default is capped here."""
+    model = ScriptedModel([["x", Finish("length", Usage(generated_tokens=2048))]])
     result = Agent(model).run("q")
-    assert model.requests[0].sampling.max_tokens == Limits().output_tokens == 32_768
+    assert model.requests[0].sampling.max_tokens is None
+    assert result.stop_reason == "length"
+    assert result.steps[0].notes == ("capped at 2048 tokens: Sampling has no max_tokens",)
+
+    def forever(_request):
+        while True:
+            yield "x"
+
+    result = Agent(ScriptedModel([forever])).run("q")
+    assert result.stop_reason == "length"
+    assert "capped at about 65601 tokens" in result.steps[0].notes[-1]
+
+
+def test_the_limit_on_output_caps_a_step_and_is_named() -> None:
+    """The request carries what is left; the run that hits it says which limit and how much."""
+    model = ScriptedModel([["x", Finish("length", Usage(generated_tokens=100))]])
+    result = Agent(model, limits=Limits(output_tokens=100)).run("q")
+    assert model.requests[0].sampling.max_tokens == 100
     assert result.stop_reason == "limit:output_tokens"
-    assert "32768" in result.steps[0].notes[-1]
+    assert "100" in result.steps[0].notes[-1]
 
 
 def test_max_tokens_of_the_caller_is_kept() -> None:
