@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qwen_agent_kit.hookspecs import hookimpl as hookimpl
     from qwen_agent_kit.host import Host as Host
     from qwen_agent_kit.host import load_engine as load_engine
+    from qwen_agent_kit.host import plan as plan
     from qwen_agent_kit.messages import Audio as Audio
     from qwen_agent_kit.messages import Image as Image
     from qwen_agent_kit.messages import Media as Media
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from qwen_agent_kit.messages import ToolCall as ToolCall
     from qwen_agent_kit.messages import ToolResult as ToolResult
     from qwen_agent_kit.messages import Video as Video
-    from qwen_agent_kit.host import plan as plan
     from qwen_agent_kit.tools import Tool as Tool
     from qwen_agent_kit.tools import ToolContext as ToolContext
     from qwen_agent_kit.tools import tool as tool

@@ -40,9 +40,9 @@ def read_bytes(part: Media, *, limit: int = MAX_BYTES) -> bytes:
     if isinstance(source, str) and source[:5].lower() == "data:":
         return _data_url(part, source, limit)
     if isinstance(source, str) and "://" in source[:16]:
+        scheme = source.split(":", 1)[0][:16]
         raise MediaError(
-            f"the {part.kind} source is an address with scheme {source.split(':', 1)[0][:16]!r}; allowed: bytes, a path or "
-            "a `data:` URL",
+            f"the {part.kind} source is an address with scheme {scheme!r}; allowed: bytes, a path or a `data:` URL",
             hint="fetch it yourself and pass the bytes",
             code="blocked_url",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qwen_agent_kit import dialects
 from qwen_agent_kit.backends import (
@@ -155,7 +155,7 @@ class LocalChatModel:
     def _grammar(
         self, request: ChatRequest, definitions: Sequence[dict[str, Any]], rendered: Rendered
     ) -> tuple[str | None, tuple[str, ...]]:
-        thinking = "no"
+        thinking: Literal["open", "maybe", "no"] = "no"
         if rendered.starts_in_reasoning:
             thinking = "open"
         elif request.thinking is not False and self._dialect.think_open in self._renderer.control:

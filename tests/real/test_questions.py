@@ -1,0 +1,78 @@
+"""The real weights as a caller of tools: the value that a tool drew at run time has to come back in the answer."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_agent_kit import Agent, Host, Tool
+
+QUESTIONS = [
+    json.loads(line) for line in Path(__file__).parents[1].joinpath("data", "questions.jsonl").read_text().splitlines()
+]
+
+
+@pytest.fixture(scope="module")
+def host(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("QAK_HOME", str(tmp_path_factory.mktemp("real-home")))
+    with Host() as opened:
+        yield opened
+    patch.undo()
+
+
+def drawn_tool(question: dict[str, Any], values: dict[str, int], rng: random.Random) -> Tool:
+    """The question's tool; each run of it draws a value and notes it."""
+
+    def function(**arguments: str) -> str:
+        values[question["tool"]] = rng.randint(*question["range"])
+        return question["result"].format(value=values[question["tool"]], **arguments)
+
+    properties = {name: {"type": "string", "description": text} for name, text in question["arguments"].items()}
+    schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return Tool(question["tool"], question["description"], schema, function)
+
+
+def ask(
+    question: dict[str, Any], others: list[dict[str, Any]], host: Host, model: Path, seed: int
+) -> tuple[bool, bool]:
+    """Whether the value came back, and whether the right tool was called."""
+    rng, values = random.Random(seed), {}
+    tools = [drawn_tool(q, values, rng) for q in (question, *others)]
+    rng.shuffle(tools)
+    agent = Agent(str(model), tools=tools, tool_choice="required", host=host)
+    result = agent.run(question["question"])
+    value = values.get(question["tool"])
+    return value is not None and str(value) in result.output, value is not None
+
+
+def count(smollm2_gguf: Path, host: Host, others: int, seed: int) -> tuple[int, int]:
+    rng = random.Random(seed)
+    rows = []
+    for question in QUESTIONS:
+        more = rng.sample([q for q in QUESTIONS if q is not question], others)
+        rows.append(ask(question, more, host, smollm2_gguf, seed + question["id"]))
+    answered, called = sum(a for a, _ in rows), sum(c for _, c in rows)
+    print(f"{others + 1} tool(s): the value came back in {answered} of {len(rows)}, the right tool ran in {called}")
+    return answered, called
+
+
+@pytest.mark.real
+def test_the_drawn_value_comes_back(smollm2_gguf: Path, host: Host) -> None:
+    """With one tool, 16 of the 20 answers hold the value that the tool drew while the run went on."""
+    assert len(QUESTIONS) == 20
+    answered, called = count(smollm2_gguf, host, others=0, seed=1)
+    assert called == 20
+    assert answered >= 16
+
+
+@pytest.mark.full
+@pytest.mark.real
+def test_three_tools_are_counted(smollm2_gguf: Path, host: Host) -> None:
+    """With three tools the model has to choose; what it manages is printed, and calls are always well formed."""
+    answered, called = count(smollm2_gguf, host, others=2, seed=2)
+    assert 0 < answered <= called <= 20
