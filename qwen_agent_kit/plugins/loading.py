@@ -48,12 +48,26 @@ class Loaded:
         self._lock = threading.Lock()
         self._rows: dict[str, PluginRow] = {}
         self._owners: dict[str, str] = {}
+        self._conflicts: dict[str, PluginError] = {}
 
     @property
     def rows(self) -> tuple[PluginRow, ...]:
         """One row per distribution, and per plugin object that was passed in."""
         with self._lock:
             return tuple(self._rows.values())
+
+    @property
+    def conflicts(self) -> dict[str, PluginError]:
+        """The contested names that were left out, casefolded, each with the error for whoever asks for it."""
+        with self._lock:
+            return dict(self._conflicts)
+
+    def contested(self, name: str, error: PluginError, distributions: Iterable[str]) -> None:
+        """Record that several distributions offer ``name``."""
+        with self._lock:
+            self._conflicts[name] = error
+        for distribution in distributions:
+            self.fail(distribution, "conflict", error.message, error.hint or "")
 
     def row(self, plugin: str) -> PluginRow:
         """The row of a plugin by its name in ``manager``."""

@@ -29,7 +29,8 @@ def call_list(loaded: Loaded, hook: str, expected: type[T], *, strict: bool = Tr
         loaded: The plugins of the kind.
         hook: ``register_backends``, ``register_models``, ``register_engines`` or ``register_tools``.
         expected: The class of the items.
-        strict: Whether a name that two offers share is raised. Where False, neither is offered and both have a row.
+        strict: Whether a name that two offers share is raised. Where False, neither is offered, both have a row, and
+            ``loaded.conflicts`` has the error for whoever asks for that name.
 
     Raises:
         PluginError: Where two offers share a name; it names both distributions.
@@ -93,8 +94,7 @@ def _without_contested(loaded: Loaded, offers: list[tuple[str, T]], strict: bool
         error = _contest(type(sharing[0][1]).__name__, name, rows)
         if strict:
             raise error
-        for row in rows:
-            loaded.fail(row.distribution, "conflict", error.message, error.hint or "")
+        loaded.contested(name, error, [row.distribution for row in rows])
     return [item for _, item in offers if not any(item is other for other in contested)]
 
 

@@ -105,6 +105,7 @@ def test_f54_a_duplicate_name_is_an_error_that_names_both():
         lenient = load("tools", extra=extra)
         assert lift not in call_list(lenient, "register_tools", Tool, strict=False)
         assert {rows_of(lenient)[name].state for name in ("One", "Two")} == {"conflict"}
+        assert str(lenient.conflicts["lift"]) == str(caught.value)
 
 
 def test_a_load_is_fresh():
