@@ -242,7 +242,6 @@ class Cache:
     def release(self, live: Live, *, keep: bool = True) -> None:
         """The request is done; without ``keep`` its sequence is forgotten at once."""
         live.running = False
-        live.count = live.length
         if not keep or not live.length:
             self._lives.remove(live)
         idle = self._idle_oldest_first()

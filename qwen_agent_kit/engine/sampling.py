@@ -172,8 +172,7 @@ def _top_p(scores: torch.Tensor, p: float) -> tuple[torch.Tensor, torch.Tensor]:
         if size == scores.numel() or float(reached[-1]) >= p:
             break
         size = min(size * 8, scores.numel())
-    keep = (reached - top.values.double()) < p
-    keep[0] = True
+    keep = (reached - top.values.double()) < p  # the mass before the first is 0, so it is always kept
     indices = top.indices[keep]
     return indices, scores[indices]
 

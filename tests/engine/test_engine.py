@@ -107,6 +107,26 @@ def test_requests_take_turns(loaded: Any) -> None:
     assert all(n <= 16 for _, n in order)
 
 
+def test_prompts_take_turns() -> None:
+    """Two prompts that arrive together are computed a chunk of one, a chunk of the other."""
+    loaded = small_loaded()
+    order: list[int] = []
+    go = threading.Event()
+
+    def before(ids: Any, positions: Any, start: int) -> None:
+        go.wait(10)
+        order.append(int(ids[0]))
+
+    loaded.model.before = before
+    with Engine(loaded, chunk=16) as engine:
+        generations = [engine.submit([token] * 80, greedy(1)) for token in (1, 2)]
+        go.set()
+        for generation in generations:
+            list(generation)
+    assert order[:1] == [1]
+    assert order[1:9] in ([1, 2] * 4, [2, 1] * 4)
+
+
 def test_a_seed_gives_the_same_whatever_runs_beside(engine: Any) -> None:
     """A seeded draw is repeated exactly, alone and beside others; another seed differs."""
     prompt = prompt_of(20)

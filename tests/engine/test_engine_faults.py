@@ -85,13 +85,14 @@ def test_cancelling_twice_or_after_the_end_does_nothing(loaded: Any) -> None:
         assert generation.finish_reason == "length"
 
 
+@pytest.mark.parametrize("reader", ["ids", "pieces"])
 @pytest.mark.parametrize("way", ["close", "drop the iterator", "drop the generation", "break"])
-def test_f31_leaving_an_iterator_cancels(loaded: Any, way: str) -> None:
+def test_f31_leaving_an_iterator_cancels(loaded: Any, way: str, reader: str) -> None:
     """A reader that closes, drops or leaves what it iterates stops the request; the next one runs on."""
     with Engine(loaded) as engine:
         generation = engine.submit([1, 2, 3], greedy(3000))
         request = generation._request
-        pieces = generation.pieces()
+        pieces = generation.pieces() if reader == "pieces" else iter(generation)
         next(pieces)
         if way == "close":
             pieces.close()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_decoder import CLOSE, EOS, OPEN, VOCAB, plain_greedy, small_loaded
+from small_decoder import CLOSE, EOS, OPEN, VOCAB, small_loaded
 
 from qwen_agent_kit.backends import Piece, Sampling, SpanBudget
 from qwen_agent_kit.engine import Engine
@@ -251,18 +251,34 @@ def test_forced_ids_have_no_logprob(loaded: Any) -> None:
     assert [entry[1] is None for entry in generation.logprobs][:4] == [True, True, True, False]
 
 
-def test_penalties_see_the_prompt_and_the_output(loaded: Any) -> None:
-    """The repetition penalty counts prompt ids, frequency and presence only generated ones, forced ones included."""
-    prompt = [1, 2, 3, 4]
-    first = plain_greedy(loaded.model, prompt, 1)[0]
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, b"aaaaaa"),
+        ({"presence_penalty": 0.5}, b"abcdea"),
+        ({"frequency_penalty": 0.35}, b"abcade"),
+        ({"repetition_penalty": 1.05}, b"bcdeaa"),
+    ],
+)
+def test_penalties_see_what_was_generated(loaded: Any, fields: dict[str, float], expected: bytes) -> None:
+    """Each penalty counts generated ids; only the repetition penalty counts the prompt, here an ``a``, as well."""
+    steady = torch.zeros(VOCAB)
+    steady[97:102] = torch.tensor([10.0, 9.8, 9.7, 9.6, 9.55])
+    loaded.model.forward = lambda ids, *_, **__: steady[None].clone()
     with Engine(loaded) as engine:
-        again = engine.submit([*prompt, first, *prompt], Sampling(max_tokens=30, frequency_penalty=2.0))
-        ids = list(again)
-        plain = plain_greedy(loaded.model, [*prompt, first, *prompt], 30)
-        assert ids[0] == plain[0]
-        assert max(map(ids.count, ids)) <= max(map(plain.count, plain))
-        banned = list(engine.submit(prompt, Sampling(max_tokens=30, repetition_penalty=10.0)))
-        assert len(set(banned)) == 30 or not set(banned) & set(prompt)
+        ids = list(engine.submit(list(b"a"), Sampling(max_tokens=6, **fields)))
+    assert bytes(ids) == expected
+
+
+def test_penalties_count_forced_ids(loaded: Any) -> None:
+    """An id that the grammar forced counts as generated."""
+    steady = torch.zeros(VOCAB)
+    steady[97:99] = torch.tensor([10.0, 9.8])
+    loaded.model.forward = lambda ids, *_, **__: steady[None].clone()
+    with Engine(loaded) as engine:
+        sampling = Sampling(max_tokens=100, presence_penalty=1.0)
+        generation = engine.submit([0], sampling, grammar='start: "a" /[ab]/ "x"')
+        assert bytes(generation.ids if list(generation) else b"")[:3] == b"abx"
 
 
 def test_a_bias_that_the_vocabulary_lacks_is_refused_at_once(loaded: Any) -> None:

@@ -38,6 +38,11 @@ def logits_of(seed: int, vocab: int = VOCAB) -> torch.Tensor:
     return torch.randn(vocab, generator=torch.Generator().manual_seed(seed)) * 3
 
 
+def only(scores: torch.Tensor, token: int) -> None:
+    """A mask that allows one id."""
+    scores[torch.arange(scores.numel()) != token] = -math.inf
+
+
 def shares(sampler: Sampler, logits: torch.Tensor) -> torch.Tensor:
     """The probability of each id, by walking the grid."""
     sampler._random = Grid()
@@ -163,12 +168,13 @@ def test_no_temperature_is_greedy(temperature: float | None) -> None:
         assert sampler(logits.clone()).id == int(logits.argmax())
 
 
-def test_logprobs_are_of_the_model_itself() -> None:
+@pytest.mark.parametrize("fields", [{"repetition_penalty": 1.5}, {}])
+def test_logprobs_are_of_the_model_itself(fields: dict) -> None:
     """Reported logprobs are the log-softmax of the logits before bias, penalties, mask and temperature."""
     logits = logits_of(4)
     expected = logits.log_softmax(0)
-    sampling = Sampling(temperature=0.5, logprobs=4, logit_bias={11: 100.0}, repetition_penalty=1.5)
-    draw = make_sampler(sampling, VOCAB, [1, 2])(logits.clone(), lambda scores: scores[:10].fill_(-math.inf))
+    sampling = Sampling(temperature=0.5, logprobs=4, logit_bias={11: 100.0} if fields else None, **fields)
+    draw = make_sampler(sampling, VOCAB, [1, 2])(logits.clone(), lambda scores: only(scores, 11))
     assert draw.id == 11
     assert draw.logprob is not None
     token, logprob, alternatives = draw.logprob
@@ -222,6 +228,15 @@ def test_nothing_allowed_is_an_error(temperature: float) -> None:
     sampler = make_sampler(Sampling(temperature=temperature), VOCAB)
     with pytest.raises(EngineError, match="no token is allowed"):
         sampler(logits_of(0), lambda scores: scores.fill_(-math.inf))
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_grid_draw_what_is_allowed(number: float) -> None:
+    """The least and the largest number that a generator gives never draw an id without mass."""
+    sampler = make_sampler(Sampling(temperature=1.0), VOCAB)
+    sampler._random = type("Fixed", (), {"random": lambda self: number})()
+    for _ in range(20):
+        assert sampler(logits_of(6), lambda scores: only(scores, 30)).id == 30
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
