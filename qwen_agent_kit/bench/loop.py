@@ -6,14 +6,14 @@ something else now and then still gives the cost of the code.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 
 from qwen_agent_kit.agent import Agent, Limits
 from qwen_agent_kit.backends import ChatRequest
+from qwen_agent_kit.bench.pieces import token_cost
+from qwen_agent_kit.bench.rows import Row, table
 from qwen_agent_kit.events import StepDone
 from qwen_agent_kit.messages import ToolCall
 from qwen_agent_kit.testing.scripted import ScriptedModel
@@ -24,28 +24,6 @@ STEPS = 1_000
 WINDOW = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One figure.
-
-    Args:
-        name: What was measured.
-        value: In ``unit``.
-        unit: ``ms/step``, ``us/token`` or ``ratio``.
-        limit: What is promised; None where nothing is.
-    """
-
-    name: str
-    value: float
-    unit: str
-    limit: float | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether the promise is kept."""
-        return self.limit is None or self.value <= self.limit
-
-
 def measure(steps: int = STEPS, repeats: int = 3) -> list[Row]:
     """All parts.
 
@@ -53,7 +31,7 @@ def measure(steps: int = STEPS, repeats: int = 3) -> list[Row]:
         steps: How many steps the conversation grows to.
         repeats: How often each part runs; the best run counts.
     """
-    return [*scripted_steps(steps, repeats)]
+    return [*scripted_steps(steps, repeats), *token_cost()]
 
 
 def scripted_steps(steps: int = STEPS, repeats: int = 3) -> list[Row]:
@@ -98,15 +76,3 @@ def _around(times: list[float], step: int) -> float:
     """The median of the window that ends with ``step``."""
     end = min(step, len(times))
     return statistics.median(times[max(0, end - WINDOW) : end])
-
-
-def table(rows: list[Row], *, as_json: bool = False) -> str:
-    """The rows as a text table, or as JSON with a ``schema_version``."""
-    if as_json:
-        return json.dumps({"schema_version": 1, "rows": [{**asdict(row), "ok": row.ok} for row in rows]}, indent=2)
-    width = max(len(row.name) for row in rows)
-    lines = []
-    for row in rows:
-        promise = "" if row.limit is None else f"   promised: {row.limit:g}   {'ok' if row.ok else 'MISSED'}"
-        lines.append(f"{row.name:<{width}}  {row.value:>9.4f} {row.unit}{promise}")
-    return "\n".join(lines)

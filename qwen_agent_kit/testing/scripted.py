@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -99,8 +100,10 @@ class ScriptedModel:
         Raises:
             AssertionError: Says how many are left (at most 1,000 are counted).
         """
-        left = sum(1 for _, _ in zip(range(1000), self._turns, strict=False))
-        assert left == 0, f"{left} turns of the script were never asked for, after {len(self.requests)} requests"
+        with self._lock:
+            left = list(itertools.islice(self._turns, 1000))
+            self._turns = itertools.chain(left, self._turns)
+        assert not left, f"{len(left)} turns of the script were never asked for, after {len(self.requests)} requests"
 
     def _deltas(self, turn: Any, request: ChatRequest) -> Iterator[Delta]:
         """The deltas of one turn, closed by a ``Finish``."""
