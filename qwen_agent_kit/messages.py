@@ -16,12 +16,12 @@ from typing import Any, ClassVar, Literal
 from qwen_agent_kit.errors import MediaError, UsageError
 
 __all__ = [
-    "ROLES",
     "Audio",
     "Image",
     "Media",
     "Message",
     "Part",
+    "ROLES",
     "Reasoning",
     "Role",
     "Text",

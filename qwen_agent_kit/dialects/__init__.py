@@ -9,7 +9,7 @@ from qwen_agent_kit.dialects.hermes import Hermes
 from qwen_agent_kit.dialects.xml import Xml
 from qwen_agent_kit.errors import UsageError
 
-__all__ = ["NAMES", "Definition", "Dialect", "Generic", "Hermes", "Xml", "check", "get"]
+__all__ = ["Definition", "Dialect", "Generic", "Hermes", "NAMES", "Xml", "check", "get"]
 
 NAMES: tuple[str, ...] = ("generic", "hermes", "xml")
 

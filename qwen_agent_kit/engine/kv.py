@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["QUANTUM", "KVLayout", "SequenceKV", "round_up"]
+__all__ = ["KVLayout", "QUANTUM", "SequenceKV", "round_up"]
 
 QUANTUM = 64
 """Capacities are multiples of so many positions."""

@@ -64,8 +64,16 @@ class Host:
 
     @property
     def backends(self) -> tuple[Backend, ...]:
-        """What the installed plugins cover."""
-        return self._collect("backends", "register_backends", Backend)
+        """What the installed plugins cover.
+
+        Raises:
+            PluginError: Where none is left because plugins quarrel over a name.
+        """
+        found = self._collect("backends", "register_backends", Backend)
+        if not found:
+            for conflict in self._plugins("backends").conflicts.values():
+                raise conflict
+        return found
 
     @property
     def entries(self) -> tuple[ModelEntry, ...]:
@@ -99,7 +107,14 @@ class Host:
     def _collect(self, kind: str, hook: str, expected: type[Any]) -> tuple[Any, ...]:
         from qwen_agent_kit.plugins import call_list
 
-        return tuple(call_list(self._plugins(kind), hook, expected))
+        return tuple(call_list(self._plugins(kind), hook, expected, strict=False))
+
+    def _refuse_contested(self, spec: str) -> None:
+        """One plugin's quarrel stops only whoever asks for the name it is about."""
+        names = {"models": spec.casefold(), "engines": spec.partition(":")[0].casefold()}
+        for kind, name in names.items():
+            if (conflict := self._plugins(kind).conflicts.get(name)) is not None:
+                raise conflict
 
     # --- models ----------------------------------------------------------------------------------------------------
 
@@ -146,13 +161,16 @@ class Host:
 
         Raises:
             UsageError: Where it means nothing.
+            PluginError: Where two plugins claim the name.
         """
         spec = spec or os.environ.get("QAK_MODEL") or None
         if spec is None:
             spec = self._default(kinds)
         elif spec == "auto":
             spec = self._largest(kinds)
-        return resolve(spec, self.entries, self.engines)
+        entries, engines = self.entries, self.engines
+        self._refuse_contested(spec)
+        return resolve(spec, entries, engines)
 
     def _default(self, kinds: frozenset[str]) -> str:
         fitting = [entry for entry in self.entries if kinds <= entry.default_for]

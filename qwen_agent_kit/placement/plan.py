@@ -14,7 +14,7 @@ from qwen_agent_kit.errors import PlanError, UsageError
 from qwen_agent_kit.placement.devices import Device, Inventory, inventory
 from qwen_agent_kit.placement.shape import Shape, read_shape
 
-__all__ = ["SCHEMES", "Plan", "make_plan", "weight_bytes"]
+__all__ = ["Plan", "SCHEMES", "make_plan", "weight_bytes"]
 
 SCHEMES: dict[str, int] = {"fp32": 4, "bf16": 2, "int8": 2, "int4": 2}
 """Scheme to the bytes of one activation and KV value under it."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from qwen_agent_kit.errors import SecurityError
 
-__all__ = ["MAX_NODES", "MAX_TEXT", "MAX_WORK", "Budget", "Weight"]
+__all__ = ["Budget", "MAX_NODES", "MAX_TEXT", "MAX_WORK", "Weight"]
 
 MAX_TEXT = 2**24  # characters of any one string, and of the rendered prompt: about 4 million tokens
 MAX_WORK = 2**27  # characters made, plus turns taken, over the whole rendering
