@@ -41,10 +41,11 @@ class Endings:
             run: list[int] = vocabulary.tokenizer.tokenize_str(text)
             return run
 
-        ends = dict.fromkeys(text[i:] for text in samples for i in range(len(text)))
-        self.closers = [ids(text) for text in closers if text]
-        # A quote also fits the middle of raw text, where it ends nothing; a whole end tag fits nothing else.
-        self.samples = [ids(text) for text in sorted(ends, key=lambda text: (text.endswith('"'), len(text)))]
+        ends = sorted(dict.fromkeys(text[i:] for text in samples for i in range(len(text))), key=len)
+        # A quote fits the middle of raw text too, where it ends nothing; a whole end tag fits nothing else.
+        quoted = [text for text in ends if text.endswith('"')]
+        self.closers = [ids(text) for text in (*closers, *ends) if text and text not in quoted]
+        self.samples = [ids(text) for text in quoted]
 
 
 def allowed(matcher: Any, vocabulary: Vocabulary) -> np.ndarray:
