@@ -137,6 +137,7 @@ class Engine:
             watch=RepetitionWatch(self._texts.blank) if self._watch else None,
             deadline=deadline,
         )
+        self._texts.prepare()
         request = Request(content, rules)
         self._worker.submit(request)
         return Generation(request, self._texts.detokenizer, self._worker.alive, self)

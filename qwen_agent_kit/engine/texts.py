@@ -35,6 +35,10 @@ class Texts:
         table, control = self._table()
         return Detokenizer(table, stop=stop, control_ids=control, hidden_ids=frozenset(self._loaded.eos))
 
+    def prepare(self) -> None:
+        """Read the tokenizer now, in the caller's time rather than between two steps of others."""
+        self._table()
+
     def blank(self, token: int) -> bool:
         """Whether an id is nothing but white space."""
         found = self._blanks.get(token)
