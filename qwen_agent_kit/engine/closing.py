@@ -20,9 +20,6 @@ __all__ = ["Endings", "allowed", "way_out"]
 
 _ORDERS = ("outside", "inside", "patterned", "random", "random", "random")
 
-PATIENCE = 0.8
-"""Seconds that the search for one way may take; catastrophic patterns make each step slow."""
-
 _RANDOM = 160
 """The most ids of a walk without preferences."""
 
@@ -54,7 +51,7 @@ def allowed(matcher: Any, vocabulary: Vocabulary) -> np.ndarray:
     return np.unpackbits(bits, count=vocabulary.size, bitorder="little").view(np.bool_)
 
 
-def way_out(matcher: Any, vocabulary: Vocabulary, endings: Endings, limit: int) -> list[int] | None:
+def way_out(matcher: Any, vocabulary: Vocabulary, endings: Endings, limit: int, *, patience: float) -> list[int] | None:
     """Ids that take a copy of ``matcher`` to its end, the end of turn included; None where none was found.
 
     Args:
@@ -62,9 +59,10 @@ def way_out(matcher: Any, vocabulary: Vocabulary, endings: Endings, limit: int) 
         vocabulary: Its vocabulary.
         endings: Texts that may end something.
         limit: The most ids the way may have.
+        patience: Seconds that the search may take; catastrophic patterns make each step slow.
     """
     best: list[int] | None = None
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + patience
     for seed, order in enumerate(_ORDERS):
         if (best is not None and order == "random") or time.monotonic() > until:
             break

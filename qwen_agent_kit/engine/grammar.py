@@ -164,7 +164,7 @@ class CompiledGrammar:
     def _way(self) -> list[int] | None:
         with self._lock:
             if not self._known:
-                self._shortest = way_out(self._matcher, self.vocabulary, self.endings, LONGEST)
+                self._shortest = way_out(self._matcher, self.vocabulary, self.endings, LONGEST, patience=0.8)
                 self._known = True
             return self._shortest
 
@@ -252,8 +252,8 @@ class GrammarState:
         if self._way is not None and self._leads(self._way, limit):
             return self._way
         vocabulary, endings = self.grammar.vocabulary, self.grammar.endings
-        self._way = way_out(self.matcher, vocabulary, endings, limit) or way_out(
-            self.matcher, vocabulary, endings, 2 * limit + 64
+        self._way = way_out(self.matcher, vocabulary, endings, limit, patience=0.3) or way_out(
+            self.matcher, vocabulary, endings, 2 * limit + 64, patience=0.3
         )
         return self._way
 
@@ -290,7 +290,7 @@ class GrammarState:
                 return True, False
         if not walk:
             return False, False
-        found = way_out(ahead, self.grammar.vocabulary, self.grammar.endings, remaining)
+        found = way_out(ahead, self.grammar.vocabulary, self.grammar.endings, remaining, patience=0.1)
         if found is not None:
             self._ahead[token] = found
         return found is not None, True
