@@ -216,6 +216,8 @@ class Host:
         return LocalChatModel(target.name, loaded, engine, chosen, dialect=dialect, sampling=sampling)
 
     def _engine(self, path: Path, chosen: Plan) -> tuple[LoadedModel, Engine]:
+        # Threads that spin at barriers collapse when another process takes a core; read when libgomp loads with torch.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             from qwen_agent_kit.engine import Engine
             from qwen_agent_kit.models import load_model
