@@ -194,27 +194,23 @@ class Writer:
 
 
 class _Pass:
-    """One way through a text. ``inside`` an assistant's turn there are no stops: it may come to be spliced."""
+    """One way through a text. Stops are where turns end: inside one there is none, since it may come to be spliced."""
 
     def __init__(self, writer: Writer, script: Script, trail: Trail, start: _Stop) -> None:
         self._writer, self._script, self._trail = writer, script, trail
         self._marks, self._turns = writer.marks, writer.turns
-        self._at, self._count, self._inside = start.offset, start.turns, False
+        self._at, self._count = start.offset, start.turns
 
     def run(self) -> None:
         text, opener = self._script.text, self._turns.opener
         while found := self._marks.pattern.search(text, self._at):
-            if self._trail.spliced and text.startswith(opener, found.start()):
-                self._inside = True
-                if self._count < len(self._script.assistants) and self._turn(found.start()):
-                    continue
+            opens = self._trail.spliced and text.startswith(opener, found.start())
+            if opens and self._count < len(self._script.assistants) and self._turn(found.start()):
+                continue
             self._plain(text[self._at : found.start()])
             self._control(self._marks.id(found), self._marks.token(found))
             self._at = found.end()
-            if found[0] == self._turns.end:
-                self._inside = False
-                self._stop()
-            elif not self._trail.spliced and not self._turns.spliceable:
+            if found[0] == self._turns.end or not self._turns.spliceable:
                 self._stop()
         self._plain(text[self._at :])
         self._at = len(text)
@@ -237,7 +233,7 @@ class _Pass:
         self._trail.ids.extend(message.log.ids)
         if not message.log.ids or message.log.ids[-1] != self._writer.end_id:
             self._trail.ids.append(self._writer.end_id)
-        self._at, self._inside = close + len(end), False
+        self._at = close + len(end)
         self._stop()
         return True
 

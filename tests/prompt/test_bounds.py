@@ -44,6 +44,8 @@ BOMBS = {
     "a number too large": "{% for i in range(1000000000) %}x{% endfor %}",
     "nested loops": "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}"
     "{% endfor %}{% endfor %}",
+    "nested loops over one list": "{% set r = range(99999) | list %}{% for a in r %}{% for b in r %}{% endfor %}"
+    "{% endfor %}",
     "loops with a test": "{% for a in range(99999) %}{% for b in range(99999) if b < 0 %}{% endfor %}{% endfor %}",
     "string times number": "{{ 'a' * 10**9 }}",
     "list times number": "{{ [0] * 10**9 }}",

@@ -169,6 +169,16 @@ def test_a_turn_that_was_cut_is_ended_by_the_template(qwen3: PromptRenderer, ful
     assert loop.render().ids[len(loop.before)] == qwen3.control["<|im_end|>"]
 
 
+def test_a_block_that_the_model_wrote_is_not_repeated(qwen3: PromptRenderer, full_tokenizers: dict[str, Any]) -> None:
+    """Qwen3's template ends a conversation with a block of its own; the sampled one takes its place."""
+    loop = Loop(qwen3, full_tokenizers["qwen3"])
+    loop.say("q")
+    loop.sample("<think>\n\n</think>\n\nyes<|im_end|>", Text("yes"))
+    rendered = loop.render(add_generation_prompt=False)
+    assert rendered.ids[:-1] == loop.before
+    assert rendered.ids.count(qwen3.control["<think>"]) == 1
+
+
 def test_ids_of_another_tokenizer_are_rendered_as_text(qwen25: PromptRenderer) -> None:
     """A log with another fingerprint is not spliced, and the hint says that the model changed."""
     spoken = Message("assistant", "hello", TokenLog((1, 2, 3), "another"))
