@@ -7,6 +7,7 @@ those of plugins from their metadata.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -49,7 +50,8 @@ class _Lazy(click.Group):
             return command
         from qwen_agent_kit.plugins import command
 
-        return command(name)
+        found: click.Command | None = command(name)
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, help_line) for name, (_, help_line) in _CORE.items()]
@@ -73,9 +75,14 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``qak`` and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a character that the terminal cannot show ends no answer
     try:
-        code = cli.main(args=arguments, standalone_mode=False)
-    except click.exceptions.Abort:
+        code = cli.main(args=arguments, prog_name="qak", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (click.exceptions.Abort, KeyboardInterrupt):
         code = _tell("stopped")
     except click.ClickException as error:
         error.show()
@@ -84,15 +91,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _tell(f"error: {error}", 2)
     except QakError as error:
         code = _tell(f"error: {error}")
-    except KeyboardInterrupt:
-        code = _tell("stopped")
-    except BrokenPipeError:
-        # The reader of stdout went away; nothing more can be said there, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+    except OSError as error:
+        code = _system(error)
+    except Exception as error:  # noqa: BLE001  # a fault of ours or of a plugin: named by place, its text may be private
+        code = _fault(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _tell(text: str, code: int = 1) -> int:
-    click.echo(text, err=True)
+    from qwen_agent_kit.cli.output import note
+
+    note(text)
     return code
+
+
+def _system(error: OSError) -> int:
+    """The system refused something; where that was stdout, nothing more can be said there, not even at exit."""
+    if error.filename is None and sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 1
+    what = f"cannot use `{error.filename}`" if error.filename is not None else "cannot read or write"
+    return _tell(f"error: {what}: {error.strerror or type(error).__name__}")
+
+
+def _fault(error: Exception) -> int:
+    if os.environ.get("QAK_TRACEBACK"):
+        raise error
+    import traceback
+
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    _tell(f"error: unexpected {type(error).__name__} at {frame.filename}:{frame.lineno}")
+    return _tell("hint: QAK_TRACEBACK=1 shows the way there; its text may hold parts of the conversation")

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import contextlib
 import json
-import sys
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_agent_kit.errors import UsageError
+from qwen_agent_kit.cli.toolfiles import load_tool
+from qwen_agent_kit.errors import MediaError, UsageError
 
 if TYPE_CHECKING:
     from qwen_agent_kit.agent import Agent
     from qwen_agent_kit.messages import Media, ToolCall
 
-__all__ = ["agent_options", "make_agent", "media_parts", "parse_thinking"]
+__all__ = ["agent_options", "media_parts", "open_agent", "parse_thinking", "read_schema"]
+
+MAX_SCHEMA = 4 * 2**20
 
 _OPTIONS = (
     click.option("--model", "-m", metavar="SPEC", help="A name, a path, engine:spec or a hub id."),
@@ -30,6 +32,8 @@ _OPTIONS = (
     click.option("--thinking", metavar="on|off|TOKENS", help="Whether the model thinks first, or for how many tokens."),
     click.option("--tool-choice", default="auto", metavar="CHOICE", help="auto, required, none or a tool's name."),
     click.option("--max-tokens", type=int, metavar="N", help="The most tokens per step."),
+    click.option("--max-steps", type=int, metavar="N", help="The most turns of the model."),
+    click.option("--max-seconds", type=float, metavar="S", help="The most time for an answer."),
     click.option("--temperature", type=float, metavar="T", help="0 is greedy."),
     click.option("--seed", type=int, metavar="N", help="Makes drawing repeatable."),
     click.option("--quant", default="auto", metavar="SCHEME", help="auto, fp32, bf16, int8 or int4."),
@@ -44,31 +48,47 @@ def agent_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def make_agent(
-    options: dict[str, Any], *, output: Any = None, approve: Callable[[ToolCall], Any] | None = None
-) -> Agent:
-    """The agent that the shared options describe.
+@contextlib.contextmanager
+def open_agent(
+    options: dict[str, Any], *, output: Any = None, ask: Callable[[ToolCall], bool | str | None] | None = None
+) -> Iterator[Agent]:
+    """The agent that the shared options describe; its engines stop with the block.
+
+    Args:
+        options: By the names of the parameters.
+        output: As ``Agent`` takes it.
+        ask: Puts a call of a tool with side effects to a person; None where nobody can answer.
 
     Raises:
         UsageError: Where an option's value is not allowed.
     """
-    from qwen_agent_kit.agent import Agent
+    from qwen_agent_kit.agent import Agent, Limits
     from qwen_agent_kit.backends import Sampling
     from qwen_agent_kit.host import Host
 
-    host = Host(quant=options["quant"])
-    sampling = Sampling(temperature=options["temperature"], seed=options["seed"], max_tokens=options["max_tokens"])
-    return Agent(
-        options["model"],
-        tools=[_load_tool(name) for name in options["tools"]],
-        system=options["system"],
-        output=output,
-        sampling=sampling,
-        thinking=parse_thinking(options["thinking"]),
-        tool_choice=options["tool_choice"],
-        approve=(lambda _call: True) if options["yes"] else approve,
-        host=host,
-    )
+    def approve(call: ToolCall) -> bool | str | None:
+        tool = next((tool for tool in agent.tools if tool.name == call.name), None)
+        if options["yes"] or tool is None or not tool.side_effects:
+            return True
+        return None if ask is None else ask(call)
+
+    limits = {"steps": options["max_steps"], "seconds": options["max_seconds"]}
+    with Host(quant=options["quant"]) as host:
+        agent = Agent(
+            options["model"],
+            tools=[load_tool(name) for name in options["tools"]],
+            system=options["system"],
+            output=output,
+            sampling=Sampling(
+                temperature=options["temperature"], seed=options["seed"], max_tokens=options["max_tokens"]
+            ),
+            limits=Limits(**{name: value for name, value in limits.items() if value is not None}),
+            thinking=parse_thinking(options["thinking"]),
+            tool_choice=options["tool_choice"],
+            approve=approve,
+            host=host,
+        )
+        yield agent
 
 
 def parse_thinking(text: str | None) -> bool | int | None:
@@ -83,16 +103,36 @@ def parse_thinking(text: str | None) -> bool | int | None:
         return True
     if text.lower() in ("off", "false", "no"):
         return False
-    if text.isascii() and text.isdigit() and 0 < int(text) < 2**31:
+    if text.isascii() and text.isdigit() and len(text) < 10:
         return int(text)
-    raise UsageError(f"`--thinking` is {text!r}; allowed: on, off or a number of tokens")
+    raise UsageError(f"`--thinking` is {text[:40]!r}; allowed: on, off or a number of tokens")
 
 
 def media_parts(images: tuple[str, ...], audio: tuple[str, ...], video: tuple[str, ...]) -> list[Media]:
-    """The media named on the command line, in the order images, audio, video."""
+    """The media named on the command line, in the order images, audio, video.
+
+    Raises:
+        MediaError: Where a file is not there or is no regular file.
+    """
     from qwen_agent_kit.messages import Audio, Image, Video
 
-    return [*map(Image, images), *map(Audio, audio), *map(Video, video)]
+    kinds = ((Image, images), (Audio, audio), (Video, video))
+    return [kind(_source(kind.kind, source)) for kind, sources in kinds for source in sources]
+
+
+def _source(kind: str, source: str) -> str:
+    if source[:5].lower() == "data:" or "://" in source[:16]:
+        return source
+    path = Path(source).expanduser()
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a path"
+        raise MediaError(f"cannot read the {kind} `{source[:200]}`: {reason}", hint="check the path") from error
+    if not stat.S_ISREG(mode):
+        what = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+        raise MediaError(f"the {kind} `{source[:200]}` is {what}", hint="name one file; the option may be repeated")
+    return str(path)
 
 
 def read_schema(text: str | None) -> dict[str, Any] | None:
@@ -103,51 +143,25 @@ def read_schema(text: str | None) -> dict[str, Any] | None:
     """
     if text is None:
         return None
+    allowed = "allowed: a JSON schema or the path of one"
     try:
-        source = text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8")
+        source = text if text.lstrip().startswith(("{", "[")) else _read_text(Path(text).expanduser())
         data = json.loads(source)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"`--output-schema` is {text[:80]!r}; allowed: a JSON schema or the path of one", hint=str(error)[:120]
-        ) from error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UsageError(f"`--output-schema` is {text[:80]!r}; {allowed}", hint=f"{reason}: check the path") from error
+    except (ValueError, RecursionError) as error:
+        where = f"line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nesting"
+        raise UsageError(f"`--output-schema` holds no JSON ({where}); {allowed}", hint="check the JSON") from error
     if not isinstance(data, dict):
-        raise UsageError(f"`--output-schema` holds a {type(data).__name__}; allowed: an object")
+        hint = 'as in \'{"type": "object", "properties": {...}}\''
+        raise UsageError(f"`--output-schema` holds a {type(data).__name__}; allowed: an object", hint=hint)
     return data
 
 
-def _load_tool(name: str) -> Any:
-    if ":" not in name:
-        return name
-    place, _, attribute = name.rpartition(":")
-    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
-    value = module
-    for part in attribute.split("."):
-        value = getattr(value, part, None)
-    if value is None:
-        raise UsageError(f"`{place}` has no {attribute!r}", hint="write --tool file.py:function")
-    return value
-
-
-def _load_module(name: str) -> Any:
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(f"cannot import the tool's module `{name}`: {error}", hint="check the name") from error
-
-
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise UsageError(f"there is no file `{path}`", hint="write --tool file.py:function")
-    name = f"qak_tool_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    assert spec is not None, "a path that ends in .py has a loader"
-    assert spec.loader is not None, "a path that ends in .py has a loader"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's file may raise anything; it is theirs to mend
-        raise UsageError(f"`{path}` failed while it was read: {type(error).__name__}: {error}") from error
-    return module
+def _read_text(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        text = file.read(MAX_SCHEMA + 1)
+    if len(text) > MAX_SCHEMA:
+        raise UsageError(f"`--output-schema` has more than {MAX_SCHEMA} characters")
+    return text

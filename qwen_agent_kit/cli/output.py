@@ -1,47 +1,106 @@
-"""How commands show data: a table for people, JSON with a schema version for programs."""
+"""How commands show data: a table for people, JSON with a schema version for programs; talk goes to stderr."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any
 
 import click
 
-__all__ = ["SCHEMA_VERSION", "json_option", "note", "print_json", "print_table"]
+__all__ = ["SCHEMA_VERSION", "json_option", "note", "plain", "print_json", "print_table", "talk_only", "waiting"]
 
 SCHEMA_VERSION = 1
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
+# Control characters, lone surrogates, and the marks that change the direction of what follows.
+_DRIVING = (
+    *(code for code in range(0x20) if chr(code) not in "\n\t"),
+    *range(0x7F, 0xA0),
+    *(0x061C, 0x200E, 0x200F),
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+    *range(0xD800, 0xE000),
+)
+_HARMLESS = dict.fromkeys(_DRIVING, "\N{REPLACEMENT CHARACTER}")
 
-def print_json(data: Mapping[str, Any]) -> None:
+
+def plain(value: Any) -> str:
+    """Text that cannot drive a terminal, whoever wrote it; emoji with their joiners stay whole."""
+    return str(value).replace("\r\n", "\n").translate(_HARMLESS)
+
+
+def print_json(data: Mapping[str, Any], file: IO[str] | None = None) -> None:
     """One object on stdout, with ``schema_version``."""
     text = json.dumps({**data, "schema_version": SCHEMA_VERSION}, ensure_ascii=False, indent=2, default=str)
-    click.echo(text.encode("utf-8", errors="replace").decode("utf-8"))
+    click.echo(text, file=file)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table on stdout."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else _escape(str(cell)) for cell in row))
+        table.add_row(*(Text("" if cell is None else plain(cell)) for cell in row))
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
     console.print(table)
 
 
 def note(text: str) -> None:
     """A line of talk, on stderr."""
-    click.echo(text, err=True)
+    click.echo(plain(text), err=True)
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
+@contextlib.contextmanager
+def talk_only() -> Iterator[IO[str]]:
+    """Send what tools and plugins print to stderr; gives the true stdout, which is for data."""
+    out = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        yield out
 
-    return escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[Callable[[], None]]:
+    """Count the seconds on stderr where a person watches.
+
+    Yields:
+        What ends the counting before the block does; may be called again.
+    """
+    if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield lambda: None
+        return
+    over = threading.Event()
+    thread = threading.Thread(target=_count, args=(what, over), name="qak-waiting", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        over.set()
+        thread.join()
+
+    try:
+        yield stop
+    finally:
+        stop()
+
+
+def _count(what: str, over: threading.Event) -> None:
+    shown = ""
+    second = 0
+    while not over.wait(1.0):
+        second += 1
+        shown = f"{what} ({second} s)"
+        sys.stderr.write(f"\r{shown}")
+        sys.stderr.flush()
+    if shown:
+        sys.stderr.write(f"\r{' ' * len(shown)}\r")
+        sys.stderr.flush()

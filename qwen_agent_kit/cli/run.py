@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import select
+import stat
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from qwen_agent_kit.cli.options import agent_options, make_agent, media_parts, read_schema
-from qwen_agent_kit.cli.output import json_option, note, print_json
-from qwen_agent_kit.errors import UsageError
-from qwen_agent_kit.events import RunDone, TextDelta, ToolCalled, ToolReturned
+from qwen_agent_kit.cli.approval import ask_person, call_line, decisions, person_there
+from qwen_agent_kit.cli.options import agent_options, media_parts, open_agent, read_schema
+from qwen_agent_kit.cli.output import json_option, note, plain, print_json, talk_only, waiting
+from qwen_agent_kit.errors import OutputError, UsageError
+from qwen_agent_kit.events import ReasoningDelta, RunDone, TextDelta, ToolCalled, ToolReturned
 
 if TYPE_CHECKING:
+    from qwen_agent_kit.agent import Agent, Chat
     from qwen_agent_kit.events import Event, RunResult
-    from qwen_agent_kit.messages import ToolCall
+    from qwen_agent_kit.messages import Media, ToolCall
 
-__all__ = ["run_command"]
+__all__ = ["run_command", "usage_line"]
 
 MAX_STDIN = 16 * 2**20
 
@@ -25,39 +33,85 @@ MAX_STDIN = 16 * 2**20
 @click.command("run")
 @click.argument("prompt", required=False)
 @agent_options
-@click.option("--image", "images", multiple=True, type=click.Path(), help="A picture; repeatable.")
-@click.option("--audio", multiple=True, type=click.Path(), help="A clip; repeatable.")
-@click.option("--video", multiple=True, type=click.Path(), help="A video; repeatable.")
+@click.option("--image", "images", multiple=True, metavar="PATH", help="A picture; repeatable.")
+@click.option("--audio", multiple=True, metavar="PATH", help="A clip; repeatable.")
+@click.option("--video", multiple=True, metavar="PATH", help="A video; repeatable.")
 @click.option("--output-schema", metavar="SCHEMA", help="A JSON schema, or its file: the answer is such JSON.")
+@click.option("--resume", is_flag=True, help="Go on where --session stopped; a person is asked about waiting calls.")
+@click.option("--approve", multiple=True, metavar="ID", help="Resume, and run this waiting call; `all` for every one.")
+@click.option("--refuse", multiple=True, metavar="ID[=WHY]", help="Resume, and refuse this waiting call; `all` too.")
 @click.option("--quiet", "-q", is_flag=True, help="Only the answer; no tool calls, no usage.")
 @json_option
-def run_command(
-    prompt: str | None,
-    images: tuple[str, ...],
-    audio: tuple[str, ...],
-    video: tuple[str, ...],
-    output_schema: str | None,
-    quiet: bool,
-    as_json: bool,
-    **options: Any,
-) -> int:
-    """Answer PROMPT (and what is piped in) and print the answer as it is written."""
-    text = _prompt(prompt)
-    output = read_schema(output_schema)
-    agent = make_agent(options, output=output, approve=_ask if sys.stdin.isatty() else None)
-    runner = agent.chat(session=options["session"]) if options["session"] else agent
-    printer = _Printer(stream=not as_json and output is None, talk=not quiet and not as_json)
-    result: RunResult | None = None
-    for event in runner.stream(text, parts=media_parts(images, audio, video)):
-        printer.show(event)
-        if isinstance(event, RunDone):
-            result = event.result
-    assert result is not None, "a run ends with RunDone"
-    if as_json:
-        print_json(as_dict(result))
-    else:
-        printer.end(result)
+def run_command(prompt: str | None, quiet: bool, as_json: bool, **options: Any) -> int:
+    """Answer PROMPT (and what is piped in) and print the answer as it is written.
+
+    \b
+    --json prints one object: output, stop_reason, steps, usage, messages,
+    pending (the calls that wait for approval) and schema_version.
+
+    A call of a tool with side effects is put to you where stdin is a terminal. Elsewhere the run stops with
+    stop_reason "approval" and exit code 1; with --session it can be resumed later, by another process too:
+
+    \b
+      qak run --session NAME --tool ... --approve CALL_ID
+      qak run --session NAME --tool ... --refuse CALL_ID="not this file"
+
+    Exit codes: 0 answered, 1 failed or stopped, 2 asked wrongly.
+    """  # noqa: D301  # click reads the control character itself: it keeps the lines that follow as they are
+    resumed = bool(options["resume"] or options["approve"] or options["refuse"])
+    media = media_parts(options["images"], options["audio"], options["video"])
+    output = read_schema(options["output_schema"])
+    text = None if resumed else _prompt(prompt)
+    if resumed:
+        _check_resume(prompt, media, options["session"])
+    with waiting("waiting for the model") as here, talk_only() as out, _agent(options, output, here) as agent:
+        chat = agent.chat(session=options["session"]) if options["session"] is not None else None
+        printer = _Printer(out, stream=not as_json and output is None, talk=not quiet and not as_json)
+        try:
+            result = _drain(_events(agent, chat, text, media, options), printer, here)
+        except OutputError as error:
+            if as_json and error.result is not None:
+                print_json(as_dict(error.result), out)
+            raise
+        if as_json:
+            print_json(as_dict(result), out)
+        else:
+            printer.end(result, options["session"])
     return 0 if result.stop_reason in ("done", "length") else 1
+
+
+def _events(
+    agent: Agent, chat: Chat | None, text: str | None, media: list[Media], options: Mapping[str, Any]
+) -> Generator[Event, None, None]:
+    """The run's events; a resumed one where there is no text."""
+    if text is not None:
+        return (chat or agent).stream(text, parts=media)
+    assert chat is not None, "only a conversation is resumed"
+    return chat.stream_resume(decisions(chat.pending, options, ask=person_there()) or None)
+
+
+def _agent(options: dict[str, Any], output: Any, here: Callable[[], None]) -> AbstractContextManager[Agent]:
+    def ask(call: ToolCall) -> bool | str | None:
+        here()
+        return ask_person(call)
+
+    return open_agent(options, output=output, ask=ask if person_there() else None)
+
+
+def _drain(stream: Generator[Event, None, None], printer: _Printer, here: Callable[[], None]) -> RunResult:
+    """Show the events; on Ctrl-C or an error, model and tools are stopped before it goes on."""
+    result: RunResult | None = None
+    with contextlib.closing(stream):
+        try:
+            for event in stream:
+                here()
+                printer.show(event)
+                if isinstance(event, RunDone):
+                    result = event.result
+        finally:
+            printer.line()
+    assert result is not None, "a run ends with RunDone"
+    return result
 
 
 def as_dict(result: RunResult) -> dict[str, Any]:
@@ -74,61 +128,113 @@ def as_dict(result: RunResult) -> dict[str, Any]:
     }
 
 
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
 def _prompt(prompt: str | None) -> str:
-    piped = ""
-    if not sys.stdin.isatty():
-        piped = sys.stdin.buffer.read(MAX_STDIN + 1).decode("utf-8", errors="replace")
-        if len(piped) > MAX_STDIN:
-            raise UsageError(f"stdin has more than {MAX_STDIN} bytes", hint="pass a shorter text")
-    text = "\n\n".join(part for part in (prompt, piped.strip("\n")) if part)
+    if prompt is not None and not prompt.isascii():
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError("the prompt is not UTF-8", hint="check the terminal's encoding") from error
+    text = "\n\n".join(part for part in (prompt, _piped().strip("\n")) if part)
     if not text.strip():
         raise UsageError("there is no prompt", hint='qak run "..." or pipe a text in')
     return text
 
 
-def _ask(call: ToolCall) -> bool:
-    return click.confirm(f"run {call.name}({dict(call.arguments)})?", err=True)
+def _piped() -> str:
+    """What was piped in; nothing is waited for where stdin is a terminal or closed."""
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        return ""
+    try:
+        if sys.platform != "win32" and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+            ready, _, _ = select.select([sys.stdin], [], [], 1.0)
+            if not ready:
+                note("reading stdin until it ends; `< /dev/null` gives none")
+        data = sys.stdin.buffer.read(MAX_STDIN + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read stdin: {error.strerror}", hint="`< /dev/null` gives none") from error
+    if len(data) > MAX_STDIN:
+        raise UsageError(f"stdin has more than {MAX_STDIN} bytes", hint="pass a shorter text")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        hint = "convert it, as in `iconv -f latin1 -t utf-8`; pictures and clips go with --image and --audio"
+        raise UsageError(f"stdin is not UTF-8: byte {error.start} is {data[error.start]:#04x}", hint=hint) from error
+
+
+def _check_resume(prompt: str | None, media: list[Media], session: str | None) -> None:
+    if session is None:
+        raise UsageError("resume what?", hint="qak run --session NAME --approve CALL_ID")
+    if prompt is not None or media:
+        raise UsageError("a resumed run takes no prompt and no media", hint="run again for the next message")
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
 
 
 class _Printer:
     """Writes the answer to stdout as it comes, and what happens besides to stderr."""
 
-    def __init__(self, *, stream: bool, talk: bool) -> None:
+    def __init__(self, out: IO[str], *, stream: bool, talk: bool) -> None:
+        self._out = out
+        self._clean = plain if out is not None and out.isatty() else str
         self._stream = stream
         self._talk = talk
-        self._open_line = False
+        self._thoughts = talk and sys.stderr is not None and sys.stderr.isatty()
+        self._open_line: IO[str] | None = None
 
     def show(self, event: Event) -> None:
         match event:
             case TextDelta(text) if self._stream:
-                click.echo(text, nl=False)
-                self._open_line = not text.endswith("\n")
+                self._write(self._out, self._clean(text))
+            case ReasoningDelta(text) if self._thoughts:
+                self._write(sys.stderr, plain(text))
             case ToolCalled(call) if self._talk:
-                self._line()
-                note(f"-> {call.name}({', '.join(f'{k}={v!r}' for k, v in call.arguments.items())})")
-            case ToolReturned(_, returned, _) if self._talk:
-                note(f"<- {returned.text[:200]}{'...' if len(returned.text) > 200 else ''}")
+                self.line()
+                note(f"-> {call_line(call)}")
+            case ToolReturned(call, returned, _) if self._talk:
+                self.line()
+                mark = "failed: " if returned.is_error else ""
+                note(f"<- {call.name}: {mark}{returned.text[:200]}{'...' if len(returned.text) > 200 else ''}")
             case _:
                 pass
 
-    def end(self, result: RunResult) -> None:
-        if not self._stream:
+    def end(self, result: RunResult, session: str | None) -> None:
+        """The answer where it was not streamed, why the run stopped, and what it cost."""
+        if not self._stream and result.output is not None:
             output = as_dict(result)["output"]
-            click.echo(output if isinstance(output, str) else json.dumps(output, ensure_ascii=False, indent=2))
-        self._line()
+            text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False, indent=2)
+            click.echo(self._clean(text), file=self._out)
         if result.stop_reason == "approval":
-            names = ", ".join(call.name for call in result.pending)
-            note(f"stopped: {names} waits for approval")
-            note("hint: --yes approves; with --session NAME the conversation can be resumed")
+            for call in result.pending:
+                note(f"waits for approval: {call.id}: {call_line(call)}")
+            note(_how_to_approve(result, session))
         elif result.stop_reason != "done":
             note(f"stopped: {result.stop_reason}")
         if self._talk:
             note(usage_line(result))
 
-    def _line(self) -> None:
-        if self._open_line:
-            click.echo()
-            self._open_line = False
+    def _write(self, file: IO[str], text: str) -> None:
+        if self._open_line not in (None, file):
+            self.line()
+        click.echo(text, nl=False, file=file)
+        if text:
+            self._open_line = None if text.endswith("\n") else file
+
+    def line(self) -> None:
+        """End the line that is being written."""
+        file, self._open_line = self._open_line, None
+        if file is not None:
+            with contextlib.suppress(BrokenPipeError):
+                click.echo(file=file)
+
+
+def _how_to_approve(result: RunResult, session: str | None) -> str:
+    if session is None:
+        return "hint: --yes approves; with --session NAME the run can be resumed"
+    return f"hint: qak run --session {session} --approve {result.pending[0].id}, with the same --model and --tool"
 
 
 def usage_line(result: RunResult) -> str:
