@@ -1,0 +1,23 @@
+"""Models of our own: the shared decoder, quantised linears, and the loaders of their files."""
+
+from __future__ import annotations
+
+from qwen_agent_kit.models.config import DecoderConfig, config_from
+from qwen_agent_kit.models.decoder import Decoder, KeyValues
+from qwen_agent_kit.models.gguf_tokenizer import tokenizer_from_gguf
+from qwen_agent_kit.models.linear import Linear, make_linear
+from qwen_agent_kit.models.load import LoadedModel, load_model
+from qwen_agent_kit.models.weight_cache import WeightCache
+
+__all__ = [
+    "Decoder",
+    "DecoderConfig",
+    "KeyValues",
+    "Linear",
+    "LoadedModel",
+    "WeightCache",
+    "config_from",
+    "load_model",
+    "make_linear",
+    "tokenizer_from_gguf",
+]

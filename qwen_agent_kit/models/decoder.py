@@ -1,0 +1,236 @@
+"""The decoder: token ids to logits, for every Llama-shaped family.
+
+The residual stream and the norms are float32; linear layers and attention run in the scheme's dtype. Nothing here knows
+of bits, files, requests or text.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  # the name everyone knows it by
+
+from qwen_agent_kit.models.config import DecoderConfig
+from qwen_agent_kit.models.linear import Linear
+from qwen_agent_kit.models.moe import MLP, SparseMLP
+from qwen_agent_kit.models.rope import Rotary, rotate
+
+__all__ = ["Decoder", "KeyValues", "Layer", "RMSNorm"]
+
+
+class KeyValues(Protocol):
+    """One sequence's keys and values."""
+
+    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, start: int) -> None:
+        """Store k and v [n, kv_heads, head_dim] at positions ``start`` on."""
+
+    def read(self, layer: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [end, kv_heads, head_dim] of the first ``end`` positions."""
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x^2) + eps) * weight`` in four operations.
+
+    With d values, ``sqrt(mean(x^2) + eps) = hypot(|x|, sqrt(d eps)) / sqrt(d)``; the last root is kept in the weight.
+    ``F.rms_norm`` is eight operations on a CPU and was a fifth of a decode step.
+
+    Args:
+        weight: float32, ending in [d].
+        eps: As the model says.
+        dtype: Of the result.
+    """
+
+    def __init__(self, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        size = weight.shape[-1]
+        self.weight = weight * math.sqrt(size)
+        self._floor = torch.tensor(math.sqrt(size * eps))
+        self._dtype = dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scaled = x / torch.hypot(length, self._floor) * self.weight
+        return scaled if scaled.dtype == self._dtype else scaled.to(self._dtype)
+
+
+@dataclass(slots=True)
+class _Step:
+    """What every layer of one forward shares."""
+
+    kv: KeyValues
+    start: int
+    end: int
+    cos: torch.Tensor
+    sin: torch.Tensor
+    mask: torch.Tensor | None
+    near: torch.Tensor | None
+    query_scale: torch.Tensor | None
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each behind its norm.
+
+    Args:
+        index: Which layer of the KV it owns.
+        config: Sizes.
+        attn_norm: Before attention.
+        qkv: [(heads + 2 * kv_heads) * head_dim, hidden], queries, keys, values.
+        out: [hidden, heads * head_dim].
+        mlp_norm: Before the feed-forward.
+        mlp: Dense or sparse.
+        qk_norm: Over each query and key head, weight [heads + kv_heads, head_dim], or None.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        config: DecoderConfig,
+        *,
+        attn_norm: RMSNorm,
+        qkv: Linear,
+        out: Linear,
+        mlp_norm: RMSNorm,
+        mlp: MLP | SparseMLP,
+        qk_norm: RMSNorm | None,
+    ) -> None:
+        super().__init__()
+        self.attn_norm, self.qkv, self.out = attn_norm, qkv, out
+        self.mlp_norm, self.mlp, self.qk_norm = mlp_norm, mlp, qk_norm
+        self._index = index
+        self._heads, self._kv_heads, self._dim = config.heads, config.kv_heads, config.head_dim
+        self._window = config.window if config.sliding and config.sliding[index] else None
+
+    def forward(self, x: torch.Tensor, step: _Step) -> torch.Tensor:
+        x = x + self.out(self._attend(self.qkv(self.attn_norm(x)), step))
+        result: torch.Tensor = x + self.mlp(self.mlp_norm(x))
+        return result
+
+    def _attend(self, qkv: torch.Tensor, step: _Step) -> torch.Tensor:
+        """From fused projections to the mixed values [n, heads * head_dim]."""
+        n, heads, kv_heads, dim = qkv.shape[0], self._heads, self._kv_heads, self._dim
+        qkv = qkv.view(n, heads + 2 * kv_heads, dim)
+        qk, v = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        if self.qk_norm is not None:
+            qk = self.qk_norm(qk)
+        qk = rotate(qk, step.cos, step.sin)
+        q = qk[:, :heads]
+        if step.query_scale is not None:
+            q = q * step.query_scale
+        step.kv.write(self._index, qk[:, heads:], v, step.start)
+        keys, values = step.kv.read(self._index, step.end)
+        mask = step.mask
+        if self._window is not None:
+            mask = step.near
+            if n == 1:
+                keys, values = keys[-self._window :], values[-self._window :]
+        # The query heads that share a key head become rows of one attention: no key is copied for its group.
+        group = heads // kv_heads
+        q = q.view(n, kv_heads, group, dim).permute(1, 2, 0, 3).reshape(1, kv_heads, group * n, dim)
+        if mask is not None and group > 1:
+            mask = mask.repeat(group, 1)
+        mixed = F.scaled_dot_product_attention(
+            q, keys.transpose(0, 1).unsqueeze(0), values.transpose(0, 1).unsqueeze(0), attn_mask=mask
+        )
+        return mixed.view(kv_heads, group, n, dim).permute(2, 0, 1, 3).reshape(n, heads * dim)
+
+
+class Decoder(nn.Module):
+    """Ids in, logits out.
+
+    Args:
+        config: What it is made of.
+        embedding: [vocab, hidden].
+        layers: In order.
+        norm: The last one.
+        head: [vocab, hidden].
+        dtype: Of activations, keys and values.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        embedding: torch.Tensor,
+        layers: list[Layer],
+        norm: RMSNorm,
+        head: Linear,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.embedding = embedding
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+        self.head = head
+        self._rotary = Rotary(config.rope, config.head_dim)
+
+    @property
+    def weight_bytes(self) -> int:
+        """What its tensors take, one that is used twice counted once."""
+        kept = [self.embedding, *(t for m in self.modules() for t in vars(m).values() if isinstance(t, torch.Tensor))]
+        return sum(t.nbytes for t in {t.data_ptr(): t for t in kept}.values())
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        kv: KeyValues,
+        *,
+        start: int,
+        logits_from: int | None = None,
+        embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute positions ``start`` to ``start + n`` of a sequence whose earlier ones are in ``kv``.
+
+        Args:
+            ids: int64 [n].
+            positions: int64 [n], or [3, n] for m-rope.
+            kv: Gets the new keys and values, and gives all so far.
+            start: How many positions come before.
+            logits_from: The first of the n rows whose logits are wanted; the last one where None, none where n.
+            embeds: [n, hidden] instead of the embeddings of ``ids``.
+
+        Returns:
+            float32 [n - logits_from, vocab].
+        """
+        with torch.inference_mode():
+            hidden = self._hidden(ids, positions, kv, start, embeds)
+            logits = self.head(self.norm(hidden[len(ids) - 1 if logits_from is None else logits_from :]))
+        # Copied outside inference mode, so that samplers may write into it anywhere.
+        return logits.float() if logits.dtype != torch.float32 else logits.clone()
+
+    def _hidden(
+        self, ids: torch.Tensor, positions: torch.Tensor, kv: KeyValues, start: int, embeds: torch.Tensor | None
+    ) -> torch.Tensor:
+        n = len(ids)
+        x = (F.embedding(ids, self.embedding) if embeds is None else embeds).float()
+        cos, sin = self._rotary(positions, self.dtype)
+        near = _causal(n, start, self.config.window) if self.config.window is not None else None
+        step = _Step(kv, start, start + n, cos, sin, _causal(n, start, None), near, self._log_n(start, n))
+        for layer in self.layers:
+            x = layer(x, step)
+        return x
+
+    def _log_n(self, start: int, n: int) -> torch.Tensor | None:
+        """Qwen 1.0's ``use_logn_attn``: queries past the trained length are scaled by its logarithm."""
+        trained = self.config.logn_from
+        if trained is None or start + n <= trained:
+            return None
+        lengths = torch.arange(start + 1, start + n + 1, dtype=torch.float64)
+        scale = (lengths.log() / math.log(trained)).clamp(min=1.0)
+        return scale.to(self.dtype).view(n, 1, 1)
+
+
+def _causal(n: int, start: int, window: int | None) -> torch.Tensor | None:
+    """Which of the positions 0 to start + n each of the n rows sees: bool [n, start + n], None where it is all."""
+    if n == 1:
+        return None
+    rows = torch.arange(start, start + n).unsqueeze(1)
+    columns = torch.arange(start + n).unsqueeze(0)
+    seen = columns <= rows
+    return seen if window is None else seen & (columns > rows - window)

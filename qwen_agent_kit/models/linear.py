@@ -1,0 +1,158 @@
+"""Linear layers and their schemes. The only module that knows of bits: a scheme is a way to pack a matrix and to
+multiply by it, and the rest of the model holds ``Linear`` objects.
+
+==========  =======================================================  =======================
+scheme      what is kept of a [N, K] matrix                          activations
+==========  =======================================================  =======================
+``fp32``    float32                                                  float32
+``bf16``    bfloat16                                                 bfloat16
+``int8``    int8 rows, one bfloat16 scale each (absolute maximum)    bfloat16
+``int4``    4 bits, a bfloat16 scale and zero per 64 along K         bfloat16
+==========  =======================================================  =======================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  # the name everyone knows it by
+
+from qwen_agent_kit.errors import UsageError
+
+__all__ = ["Linear", "linear_from", "make_linear", "pack_linear", "scheme_key", "value_dtype"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16, "int4": torch.bfloat16}
+
+FEW_ROWS = 8
+"""Up to so many rows the packed int8 kernel is faster than unpacking the matrix (design.md section 4)."""
+
+INT4_GROUP = 64
+
+
+def value_dtype(scheme: str) -> torch.dtype:
+    """What activations, keys and values are held in under ``scheme``.
+
+    Raises:
+        UsageError: For an unknown scheme.
+    """
+    if scheme not in _DTYPES:
+        raise UsageError(f"`quant` is {scheme!r}; allowed: {', '.join(_DTYPES)}")
+    return _DTYPES[scheme]
+
+
+def scheme_key(scheme: str) -> str:
+    """Names the packed layout: int4's depends on the instruction set that torch found."""
+    value_dtype(scheme)
+    return f"int4-{torch.backends.cpu.get_cpu_capability().lower()}" if scheme == "int4" else scheme
+
+
+class Linear(nn.Module):
+    """``y = x W^T + b`` for x [n, K], dense.
+
+    Weights are plain attributes, not parameters: they may be mapped from a file and are never trained.
+
+    Args:
+        weight: [N, K].
+        bias: [N] in the activations' dtype, or None.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything that it keeps."""
+        return [t for t in vars(self).values() if isinstance(t, torch.Tensor)]
+
+
+class Int8Linear(Linear):
+    """int8 rows with one scale each; ``scale`` [N] in the activations' dtype."""
+
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        super().__init__(weight, bias)
+        self.scale = scale
+        # The kernel reads 16 values of a row at a time and dies where a row ends within them.
+        self._packed = weight.shape[1] % 16 == 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._packed and x.shape[0] <= FEW_ROWS:
+            y = torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
+        else:
+            y = F.linear(x, self.weight.to(x.dtype)) * self.scale
+        return y if self.bias is None else y + self.bias
+
+
+class Int4Linear(Linear):
+    """4-bit groups in the layout that ``_convert_weight_to_int4pack_for_cpu`` makes; ``scale`` [K / 64, N, 2]."""
+
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        super().__init__(weight, bias)
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.weight, INT4_GROUP, self.scale)
+        return y if self.bias is None else y + self.bias
+
+
+def pack_linear(weight: torch.Tensor, bias: torch.Tensor | None, scheme: str) -> dict[str, torch.Tensor]:
+    """What ``linear_from`` needs: ``weight``, ``scale`` where quantised, ``bias`` where given.
+
+    Args:
+        weight: [N, K], any floating dtype.
+        bias: [N] or None.
+        scheme: ``fp32``, ``bf16``, ``int8`` or ``int4``. A matrix whose shape int4's kernel does not take (N not a
+            multiple of 16 or K of 64) is packed as int8.
+    """
+    dtype = value_dtype(scheme)
+    if scheme == "int4" and not weight.shape[0] % 16 and not weight.shape[1] % INT4_GROUP:
+        packed = _pack_int4(weight.float())
+    elif scheme in ("int8", "int4"):
+        packed = _pack_int8(weight.float(), dtype)
+    else:
+        packed = {"weight": weight.to(dtype).contiguous()}
+    if bias is not None:
+        packed["bias"] = bias.to(dtype).contiguous()
+    return packed
+
+
+def _pack_int8(weight: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    # The scale is rounded first, so that the integers are chosen for the scale that is used.
+    scale = (weight.abs().amax(1) / 127.0).clamp(min=1e-12).to(dtype)
+    values = (weight / scale.float().unsqueeze(1)).round().clamp(-127, 127).to(torch.int8)
+    return {"weight": values, "scale": scale}
+
+
+def _pack_int4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    rows, columns = weight.shape
+    groups = weight.view(rows, columns // INT4_GROUP, INT4_GROUP)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    scale = ((high - low) / 15.0).clamp(min=1e-8).bfloat16().float()
+    # The kernel computes (q - 8) * scale + zero, so zero is the value of q = 8.
+    zero = (low + 8 * scale).bfloat16().float()
+    values = ((groups - zero) / scale + 8).round().clamp(0, 15).to(torch.int32).view(rows, columns)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1)
+    both = torch.cat((scale, zero), -1).transpose(0, 1).contiguous().bfloat16()
+    return {"weight": packed, "scale": both}
+
+
+def linear_from(tensors: Mapping[str, torch.Tensor]) -> Linear:
+    """The layer of what ``pack_linear`` made."""
+    weight, scale, bias = tensors["weight"], tensors.get("scale"), tensors.get("bias")
+    if scale is None:
+        return Linear(weight, bias)
+    return Int8Linear(weight, scale, bias) if weight.dtype == torch.int8 else Int4Linear(weight, scale, bias)
+
+
+def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None, scheme: str = "fp32") -> Linear:
+    """Pack a matrix and wrap it.
+
+    Raises:
+        UsageError: For an unknown scheme.
+    """
+    return linear_from(pack_linear(weight, bias, scheme))

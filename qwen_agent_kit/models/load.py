@@ -1,0 +1,188 @@
+"""Opens a model: a directory with config.json and safetensors, or a GGUF file. No transformers, no network."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qwen_agent_kit.errors import ModelError, UsageError
+from qwen_agent_kit.models.config import DecoderConfig, config_from
+from qwen_agent_kit.models.decoder import Decoder
+from qwen_agent_kit.models.fields import read_json
+from qwen_agent_kit.models.gguf_config import config_from_gguf
+from qwen_agent_kit.models.gguf_file import GGUFFile, GGUFModel
+from qwen_agent_kit.models.gguf_tokenizer import special_from_gguf, tokenizer_from_gguf
+from qwen_agent_kit.models.linear import scheme_key, value_dtype
+from qwen_agent_kit.models.packing import Checkpoint, build, check, most_tensors, pack
+from qwen_agent_kit.models.safetensors_file import SafetensorsModel, weight_files
+from qwen_agent_kit.models.text_files import TextFiles, eos_from_gguf, read_text_files
+from qwen_agent_kit.models.weight_cache import LAYOUT, WeightCache, file_digest
+
+__all__ = ["LoadedModel", "load_model"]
+
+_LOG = logging.getLogger("qwen_agent_kit")
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Weights, tokenizer and what the model's files say about using them.
+
+    Args:
+        model: Ready to run.
+        config: What it is made of.
+        tokenizer_json: The text of a tokenizer.json.
+        template: The chat template, None where the model has none.
+        special: ``bos_token`` and the like, as the template sees them.
+        eos: Ids that end a generation.
+        sampling_defaults: Fields of ``Sampling``.
+        digest: SHA-256 over the files that it came from.
+        scheme: How its weights are held.
+    """
+
+    model: Decoder
+    config: DecoderConfig
+    tokenizer_json: str
+    template: str | None = None
+    special: Mapping[str, str] = field(default_factory=dict)
+    eos: tuple[int, ...] = ()
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
+    scheme: str = "fp32"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A model that was found but not read: its files, and how to read them."""
+
+    files: tuple[Path, ...]
+    describe: Callable[[], tuple[DecoderConfig, Checkpoint, TextFiles]]
+
+
+def load_model(
+    path: str | Path, *, quant: str = "fp32", device: str = "cpu", cache: str | Path | None = None
+) -> LoadedModel:
+    """Open the model at ``path``.
+
+    Args:
+        path: A directory with config.json, tokenizer.json and safetensors, or a ``.gguf`` file.
+        quant: ``fp32``, ``bf16``, ``int8`` or ``int4``.
+        device: ``cpu``.
+        cache: Where packed weights are kept for the next start; nowhere where None.
+
+    Raises:
+        UsageError: For an unknown scheme or device.
+        ModelError: Where a file is missing or refused; names the file and the field or tensor.
+    """
+    value_dtype(quant)
+    if device != "cpu":
+        raise UsageError(f"`device` is {device!r}; allowed: cpu")
+    source = _find(Path(path))
+    kept = None if cache is None else _cache(Path(cache))
+    digest = _digest(source.files, file_digest if kept is None else kept.digest)
+    if kept is None:
+        config, checkpoint, texts = source.describe()
+        check(checkpoint, config)
+        tensors = dict(pack(checkpoint, config, quant))
+    else:
+        config, texts, tensors = _through(kept, source, f"{digest[:32]}-{scheme_key(quant)}-v{LAYOUT}", quant)
+    return LoadedModel(
+        model=build(tensors, config, quant),
+        config=config,
+        tokenizer_json=texts.tokenizer_json,
+        template=texts.template,
+        special=texts.special,
+        eos=texts.eos,
+        sampling_defaults=texts.sampling,
+        digest=digest,
+        scheme=quant,
+    )
+
+
+def _cache(folder: Path) -> WeightCache | None:
+    try:
+        return WeightCache(folder)
+    except OSError as error:
+        _LOG.warning("the weight cache cannot be used: %s", error.strerror)
+        return None
+
+
+def _through(cache: WeightCache, source: _Source, key: str, quant: str) -> tuple[DecoderConfig, TextFiles, dict[str, Any]]:
+    """From the cache, which is filled first where it lacks the model; past it where it cannot be written."""
+    found = cache.load(key)
+    if found is None:
+        config, checkpoint, texts = source.describe()
+        check(checkpoint, config)
+        model = {"config": config.to_dict(), "texts": texts.to_dict()}
+        try:
+            cache.store(key, pack(checkpoint, config, quant), model, most=most_tensors(config))
+            found = cache.load(key)
+        except OSError as error:
+            _LOG.warning("packed weights could not be kept: %s", error.strerror)
+        if found is None:
+            return config, texts, dict(pack(checkpoint, config, quant))
+    tensors, model = found
+    return DecoderConfig.from_dict(model["config"]), TextFiles.from_dict(model["texts"]), tensors
+
+
+def _digest(files: tuple[Path, ...], one: Callable[[Path], str]) -> str:
+    """Over names and contents, in order; of a single file its own."""
+    if len(files) == 1:
+        return one(files[0])
+    together = hashlib.sha256()
+    for file in files:
+        together.update(f"{file.name}\0{one(file)}\n".encode())
+    return together.hexdigest()
+
+
+def _find(path: Path) -> _Source:
+    if path.is_dir():
+        return _directory(path)
+    if not path.is_file():
+        raise ModelError(f"`{path}` is neither a file nor a directory", hint="check the path, or fetch the model")
+    if path.suffix.lower() in _PICKLES:
+        raise ModelError(
+            f"`{path.name}` is a pickled checkpoint, which can run code when it is opened; allowed: .safetensors, .gguf",
+            hint="take the model's safetensors files, or convert it where you trust it",
+            code="pickled_weights",
+        )
+    if path.suffix.lower() == ".safetensors":
+        raise ModelError(f"`{path.name}` is one file of a model", hint=f"name its directory: {path.parent}")
+    return _Source((path,), lambda: _gguf(path))
+
+
+def _gguf(path: Path) -> tuple[DecoderConfig, Checkpoint, TextFiles]:
+    file = GGUFFile(path)
+    config = config_from_gguf(file)
+    metadata = file.metadata
+    template = metadata.get("tokenizer.chat_template")
+    texts = TextFiles(
+        tokenizer_json=tokenizer_from_gguf(metadata, path.name),
+        template=template if isinstance(template, str) else None,
+        special=special_from_gguf(metadata),
+        eos=eos_from_gguf(metadata),
+    )
+    return config, GGUFModel(file, heads=config.heads, kv_heads=config.kv_heads), texts
+
+
+_TEXTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def _directory(folder: Path) -> _Source:
+    weights = weight_files(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"`{folder / 'config.json'}` is missing", hint="a model directory holds it; fetch the model again")
+    texts = [folder / name for name in _TEXTS if (folder / name).is_file()]
+
+    def describe() -> tuple[DecoderConfig, Checkpoint, TextFiles]:
+        data = read_json(folder / "config.json", largest=2**22)
+        config = config_from(data)
+        convention = "qwen" if config.model_type == "qwen" else "transformers"
+        return config, SafetensorsModel(folder, convention), read_text_files(folder, data, config.vocab_size)
+
+    return _Source((*texts, *weights), describe)
