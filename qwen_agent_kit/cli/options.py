@@ -36,7 +36,7 @@ _OPTIONS = (
     click.option("--max-seconds", type=float, metavar="S", help="The most time for an answer."),
     click.option("--temperature", type=float, metavar="T", help="0 is greedy."),
     click.option("--seed", type=int, metavar="N", help="Makes drawing repeatable."),
-    click.option("--quant", default="auto", metavar="SCHEME", help="auto, fp32, bf16, int8 or int4."),
+    click.option("--quant", metavar="SCHEME", help="auto, fp32, bf16, int8 or int4."),
     click.option("--yes", is_flag=True, help="Approve tools with side effects without asking."),
 )
 

@@ -16,6 +16,7 @@ from qwen_agent_kit.errors import ModelError, UsageError
 from qwen_agent_kit.host.resolve import Target, resolve
 from qwen_agent_kit.paths import cache_dir
 from qwen_agent_kit.placement import Plan, make_plan
+from qwen_agent_kit.settings import load_settings
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
@@ -32,9 +33,10 @@ class Host:
     """Opens models by name and keeps them until ``close``.
 
     Args:
-        quant: The weight scheme: ``auto``, ``fp32``, ``bf16``, ``int8`` or ``int4``.
+        quant: The weight scheme: ``auto``, ``fp32``, ``bf16``, ``int8``, ``int4``; the settings', else ``auto``, where
+            None.
         device: ``auto`` or ``cpu``.
-        context: Positions per conversation, the model's own where None.
+        context: Positions per conversation; the settings', else the model's own, where None.
         plugins: Plugin objects besides the installed ones.
         cache: Whether unpacked weights are kept on disk for the next start.
 
@@ -44,7 +46,7 @@ class Host:
     def __init__(
         self,
         *,
-        quant: str = "auto",
+        quant: str | None = None,
         device: str = "auto",
         context: int | None = None,
         plugins: Sequence[Any] = (),
@@ -52,8 +54,9 @@ class Host:
     ) -> None:
         if device not in ("auto", "cpu"):
             raise UsageError(f"`device` is {device!r}; allowed: auto, cpu")
-        self._quant = quant
-        self._context = context
+        self._settings = load_settings()
+        self._quant = quant or self._settings.quant or "auto"
+        self._context = context or self._settings.context
         self._extra = tuple(plugins)
         self._cache = cache
         self._lock = threading.Lock()
@@ -163,14 +166,14 @@ class Host:
             UsageError: Where it means nothing.
             PluginError: Where two plugins claim the name.
         """
-        spec = spec or os.environ.get("QAK_MODEL") or None
+        spec = spec or self._settings.model
         if spec is None:
             spec = self._default(kinds)
         elif spec == "auto":
             spec = self._largest(kinds)
         entries, engines = self.entries, self.engines
         self._refuse_contested(spec)
-        return resolve(spec, entries, engines)
+        return resolve(spec, entries, engines, self._settings.hub_token)
 
     def _default(self, kinds: frozenset[str]) -> str:
         fitting = [entry for entry in self.entries if kinds <= entry.default_for]

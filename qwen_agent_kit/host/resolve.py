@@ -41,8 +41,16 @@ class Target:
         return self.files()
 
 
-def resolve(spec: str, entries: Sequence[ModelEntry], engines: Sequence[EngineSpec]) -> Target:
+def resolve(
+    spec: str, entries: Sequence[ModelEntry], engines: Sequence[EngineSpec], token: str | None = None
+) -> Target:
     """Find what ``spec`` means: a catalog name, a path, ``engine:spec`` or a hub id, in this order.
+
+    Args:
+        spec: What the user wrote.
+        entries: The models that plugins offer.
+        engines: The engines that plugins offer.
+        token: For gated repositories of the hub.
 
     Raises:
         UsageError: Where it can mean nothing.
@@ -60,7 +68,7 @@ def resolve(spec: str, entries: Sequence[ModelEntry], engines: Sequence[EngineSp
     if spec.endswith((".gguf", "/", "\\")) or spec.startswith((".", "/", "~")):
         raise ModelError(f"there is no file or directory `{spec}`", hint="check the path", code="model_not_found")
     if _HUB.fullmatch(spec):
-        return Target(spec, files=lambda: fetch_hub(spec))
+        return Target(spec, files=lambda: fetch_hub(spec, token=token))
     names = [entry.name for entry in entries]
     close = difflib.get_close_matches(spec, names, 1)
     raise UsageError(

@@ -15,13 +15,14 @@ __all__ = ["PATTERNS", "fetch_hub"]
 PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt")
 
 
-def fetch_hub(repo: str, *, revision: str | None = None, offline: bool | None = None) -> Path:
+def fetch_hub(repo: str, *, revision: str | None = None, offline: bool | None = None, token: str | None = None) -> Path:
     """The directory with the files of ``repo``, fetched where they are not here yet.
 
     Args:
         repo: ``owner/name``.
         revision: A branch, tag or commit.
         offline: Only look at what is here; the environment's ``HF_HUB_OFFLINE`` where None.
+        token: For gated repositories.
 
     Raises:
         FetchError: Where the hub cannot be reached, refuses, or has no such model.
@@ -34,7 +35,10 @@ def fetch_hub(repo: str, *, revision: str | None = None, offline: bool | None = 
         offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     hint = "pass a local directory or a .gguf file; `qak models` lists what is here"
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(PATTERNS), local_files_only=offline))
+        patterns = list(PATTERNS)
+        place = snapshot_download(
+            repo, revision=revision, allow_patterns=patterns, local_files_only=offline, token=token
+        )
     except GatedRepoError as error:
         raise FetchError(f"`{repo}` is gated on the hub", hint="accept its licence there and set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
@@ -43,3 +47,4 @@ def fetch_hub(repo: str, *, revision: str | None = None, offline: bool | None = 
         raise FetchError(f"`{repo}` is not on this machine and the hub cannot be reached", hint=hint) from error
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise FetchError(f"fetching `{repo}` failed: {type(error).__name__}", hint=hint) from error
+    return Path(place)
