@@ -118,7 +118,7 @@ class Run:
         if self._correction is not None:
             self.messages.append(Message("user", (Text(self._correction),)))
             self._correction = None
-        first = not self._steps and self._open is None
+        first = not self._steps and self._open is None and self.messages[-1].role == "user"
         model, request = self._asking.request(self.messages, self._kinds, first=first)
         self._setup.hooks.before_step(request)
         heard = Heard()

@@ -120,6 +120,14 @@ def test_tool_choice_demands_a_call_in_the_first_step_only() -> None:
         assert [request.tool_choice for request in model.requests] == [choice, "auto"]
 
 
+def test_a_turn_that_goes_on_after_results_demands_no_further_call() -> None:
+    """A history that ends with a tool's result was begun before: `required` is fulfilled."""
+    model = ScriptedModel(["3"])
+    asked = [Message("user", "q"), Message("assistant", (call(ident="c"),)), Message("tool", (ToolResult((), "c"),))]
+    Agent(model, tools=[add], tool_choice="required").run(messages=asked)
+    assert model.requests[0].tool_choice == "auto"
+
+
 def test_tool_choice_none_runs_no_tool() -> None:
     """A call that comes all the same is a mistake the model reads."""
     ran = []
