@@ -98,7 +98,7 @@ class DecoderConfig:
         """
         known = {f.name for f in fields(cls)}
         try:
-            values = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items() if key in known}
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
             return cls(**{**values, "rope": RopeConfig.from_dict(data["rope"])})
         except (KeyError, TypeError, AttributeError) as error:
             raise ModelError("a packed model's description cannot be read", hint="delete the weight cache") from error
@@ -150,7 +150,7 @@ def _strings(named: Mapping[str, Any]) -> list[Any]:
     return [v if isinstance(v, str) else repr(v) for v in named.values()]
 
 
-def _sizes(given: Fields) -> dict[str, int]:
+def _sizes(given: Fields) -> dict[str, Any]:
     sizes = {
         "vocab_size": given.whole("vocab_size", 1, 2**22),
         "hidden": given.whole("hidden_size", 1, 2**17),
@@ -162,8 +162,8 @@ def _sizes(given: Fields) -> dict[str, int]:
     return sizes
 
 
-def _head_dim(given: Fields, sizes: Mapping[str, int], kind: str) -> int:
-    default = 128 if kind in _QWEN3 else sizes["hidden"] // sizes["heads"]
+def _head_dim(given: Fields, sizes: Mapping[str, Any], kind: str) -> int:
+    default: int = 128 if kind in _QWEN3 else sizes["hidden"] // sizes["heads"]
     head_dim = given.whole("head_dim", 2, 1024, default)
     if head_dim % 2:
         given.refuse("head_dim" if given.has("head_dim") else "num_attention_heads", "what gives an even head width")

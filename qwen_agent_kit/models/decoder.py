@@ -200,7 +200,7 @@ class Decoder(nn.Module):
         """
         with torch.inference_mode():
             hidden = self._hidden(ids, positions, kv, start, embeds)
-            logits = self.head(self.norm(hidden[len(ids) - 1 if logits_from is None else logits_from :]))
+            logits: torch.Tensor = self.head(self.norm(hidden[len(ids) - 1 if logits_from is None else logits_from :]))
         # Copied outside inference mode, so that samplers may write into it anywhere.
         return logits.float() if logits.dtype != torch.float32 else logits.clone()
 

@@ -173,7 +173,9 @@ class GGUFFile:
             try:
                 values = dequantize(raw.reshape(-1, shape[-1] // block * block_bytes), kind)
             except NotImplementedError as error:
-                raise ModelError(f"`{name[:200]}` in `{self.path.name}` is of type {kind.name}, which is not supported") from error
+                raise ModelError(
+                    f"`{name[:200]}` in `{self.path.name}` is of type {kind.name}, which is not supported"
+                ) from error
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).view(shape)
 
 

@@ -1,7 +1,7 @@
 """The tokenizer that GGUF metadata describes, as a tokenizer.json.
 
-Byte-level BPE (``tokenizer.ggml.model`` = ``gpt2``) takes its pre-tokenizer from ``tokenizer.ggml.pre``, whose meaning is
-fixed in llama.cpp src/llama-vocab.cpp; SentencePiece BPE (``llama``) takes its merges from the vocabulary's scores.
+Byte-level BPE (``tokenizer.ggml.model`` = ``gpt2``) takes its pre-tokenizer from ``tokenizer.ggml.pre``, whose meaning
+is fixed in llama.cpp src/llama-vocab.cpp; SentencePiece BPE (``llama``) takes its merges from the vocabulary's scores.
 """
 
 from __future__ import annotations
@@ -128,15 +128,13 @@ def _bytes(*, use_regex: bool) -> dict[str, Any]:
 
 
 def _bpe(vocab: dict[str, int], merges: list[list[str]], **more: Any) -> dict[str, Any]:
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
+    model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
     return {**model, **more, "vocab": vocab, "merges": merges}
 
 
-def _sentencepiece(
-    metadata: Mapping[str, Any], tokens: list[str], vocab: dict[str, int], where: str
-) -> dict[str, Any]:
-    """SentencePiece BPE as `tokenizers` runs it: merges recovered from the pieces, likeliest first, bytes as a fallback."""
+def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], vocab: dict[str, int], where: str) -> dict[str, Any]:
+    """SentencePiece BPE as `tokenizers` runs it: merges recovered from the pieces, bytes as a fallback."""
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise ModelError(f"`tokenizer.ggml.scores` in `{where}` is missing or has another length than the vocabulary")

@@ -1,5 +1,6 @@
-"""Linear layers and their schemes. The only module that knows of bits: a scheme is a way to pack a matrix and to
-multiply by it, and the rest of the model holds ``Linear`` objects.
+"""Linear layers and their schemes, the only module that knows of bits.
+
+A scheme is a way to pack a matrix and to multiply by it; the rest of the model holds ``Linear`` objects.
 
 ==========  =======================================================  =======================
 scheme      what is kept of a [N, K] matrix                          activations
@@ -82,7 +83,7 @@ class Int8Linear(Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._packed and x.shape[0] <= FEW_ROWS:
-            y = torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
+            y: torch.Tensor = torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
         else:
             y = F.linear(x, self.weight.to(x.dtype)) * self.scale
         return y if self.bias is None else y + self.bias
@@ -96,7 +97,7 @@ class Int4Linear(Linear):
         self.scale = scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.weight, INT4_GROUP, self.scale)
+        y: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.weight, INT4_GROUP, self.scale)
         return y if self.bias is None else y + self.bias
 
 

@@ -112,7 +112,9 @@ def _cache(folder: Path) -> WeightCache | None:
         return None
 
 
-def _through(cache: WeightCache, source: _Source, key: str, quant: str) -> tuple[DecoderConfig, TextFiles, dict[str, Any]]:
+def _through(
+    cache: WeightCache, source: _Source, key: str, quant: str
+) -> tuple[DecoderConfig, TextFiles, dict[str, Any]]:
     """From the cache, which is filled first where it lacks the model; past it where it cannot be written."""
     found = cache.load(key)
     if found is None:
@@ -147,7 +149,7 @@ def _find(path: Path) -> _Source:
         raise ModelError(f"`{path}` is neither a file nor a directory", hint="check the path, or fetch the model")
     if path.suffix.lower() in _PICKLES:
         raise ModelError(
-            f"`{path.name}` is a pickled checkpoint, which can run code when it is opened; allowed: .safetensors, .gguf",
+            f"`{path.name}` is a pickled checkpoint, which can run code when opened; allowed: .safetensors, .gguf",
             hint="take the model's safetensors files, or convert it where you trust it",
             code="pickled_weights",
         )
@@ -176,7 +178,9 @@ _TEXTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_
 def _directory(folder: Path) -> _Source:
     weights = weight_files(folder)
     if not (folder / "config.json").is_file():
-        raise ModelError(f"`{folder / 'config.json'}` is missing", hint="a model directory holds it; fetch the model again")
+        raise ModelError(
+            f"`{folder / 'config.json'}` is missing", hint="a model directory holds it; fetch the model again"
+        )
     texts = [folder / name for name in _TEXTS if (folder / name).is_file()]
 
     def describe() -> tuple[DecoderConfig, Checkpoint, TextFiles]:

@@ -1,8 +1,8 @@
 """Where each of the decoder's matrices lies in a checkpoint.
 
-Three conventions: transformers' (safetensors), QwenLM's own for Qwen 1.0 (safetensors), and llama.cpp's (GGUF). Each maps our
-name to the names whose tensors, put one below the other, are ours: ``qkv`` is queries, keys and values; ``gate_up`` is
-gate and up. ``{i}`` is the layer, ``{e}`` the expert.
+Three conventions: transformers' (safetensors), QwenLM's own for Qwen 1.0 (safetensors), and llama.cpp's (GGUF). Each
+maps our name to the names whose tensors, put one below the other, are ours: ``qkv`` is queries, keys and values;
+``gate_up`` is gate and up. ``{i}`` is the layer, ``{e}`` the expert.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from qwen_agent_kit.models.linear import Linear, linear_from, pack_linear, value
 from qwen_agent_kit.models.moe import MLP, SparseMLP
 from qwen_agent_kit.models.naming import Naming, Part
 
-__all__ = ["Checkpoint", "build", "check", "most_tensors", "pack"]
+__all__ = ["Checkpoint", "build", "check", "most_tensors", "pack", "wanted"]
 
 
 class Checkpoint(Protocol):
@@ -93,32 +93,36 @@ def most_tensors(config: DecoderConfig) -> int:
     return 3 * sum(1 for _ in _slots(config)) + 3
 
 
+def wanted(config: DecoderConfig, naming: Naming) -> Iterator[tuple[Part, tuple[int, ...]]]:
+    """Every tensor, or slice of one, that a checkpoint of this configuration holds, with its shape."""
+    for slot in _slots(config):
+        parts = naming.parts(slot.ours, "weight", slot.layer, slot.expert)
+        rows = slot.rows if len(parts) == len(slot.rows) else (sum(slot.rows),)
+        for part, count in zip(parts, rows, strict=True):
+            yield part, (count,) if slot.columns is None else (count, slot.columns)
+        if slot.bias:
+            for part, count in zip(naming.parts(slot.ours, "bias", slot.layer), rows, strict=True):
+                yield part, (count,)
+
+
 def check(source: Checkpoint, config: DecoderConfig) -> None:
     """Hold every tensor's shape against the configuration, before any is read.
 
     Raises:
         ModelError: Names the file, the tensor, its shape and the one that the configuration asks for.
     """
+    for part, shape in wanted(config, source.naming):
+        _expect(source, part, shape)
     for slot in _slots(config):
-        parts = source.naming.parts(slot.ours, "weight", slot.layer, slot.expert)
-        rows = slot.rows if len(parts) == len(slot.rows) else (sum(slot.rows),)
-        for part, count in zip(parts, rows, strict=True):
-            _expect(source, part, (count,) if slot.columns is None else (count, slot.columns))
-        for part, count in zip(_bias_parts(source, slot), rows, strict=False):
-            if slot.bias:
-                _expect(source, part, (count,))
-            elif source.shape(part.name) is not None:
+        if slot.bias or slot.columns is None or slot.ours == "embedding" or slot.ours.startswith("expert"):
+            continue
+        for part in source.naming.parts(slot.ours, "bias", slot.layer):
+            if source.shape(part.name) is not None:
                 raise ModelError(
                     f"`{part.name}` in `{source.where(part.name)}` is a bias that the configuration does not ask for",
                     hint="config.json and weights belong to different models",
                     code="invalid_weights",
                 )
-
-
-def _bias_parts(source: Checkpoint, slot: _Slot) -> tuple[Part, ...]:
-    if slot.columns is None or slot.ours.startswith("expert") or slot.ours == "embedding":
-        return ()
-    return source.naming.parts(slot.ours, "bias", slot.layer, slot.expert)
 
 
 def _expect(source: Checkpoint, part: Part, shape: tuple[int, ...]) -> None:
@@ -158,7 +162,7 @@ def pack(source: Checkpoint, config: DecoderConfig, scheme: str) -> Iterator[tup
             if config.tied and scheme in ("int8", "int4"):
                 yield from _prefixed("head", pack_linear(weight, None, scheme))
             continue
-        bias = _joined(source, _bias_parts(source, slot)) if slot.bias else None
+        bias = _joined(source, source.naming.parts(slot.ours, "bias", slot.layer)) if slot.bias else None
         plain = "fp32" if dtype == torch.float32 else "bf16"
         weight = weight.view(-1, slot.columns)
         yield from _prefixed(slot.key, pack_linear(weight, bias, plain if slot.dense else scheme))

@@ -52,7 +52,8 @@ class RopeConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> RopeConfig:
         """Read what ``dataclasses.asdict`` wrote."""
         known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
+        return cls(**values)
 
 
 def rope_from(given: Fields, head_dim: int, positions: int) -> RopeConfig:

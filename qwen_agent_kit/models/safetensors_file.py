@@ -77,7 +77,9 @@ class SafetensorsFile:
         self.metadata, self.entries = self._entries(self._parsed(header), size - self._data)
 
     def _refuse(self, what: str) -> NoReturn:
-        raise ModelError(f"`{self.path.name}` {what}", hint="the file is damaged; fetch it again", code="invalid_weights")
+        raise ModelError(
+            f"`{self.path.name}` {what}", hint="the file is damaged; fetch it again", code="invalid_weights"
+        )
 
     def _parsed(self, header: bytes) -> dict[str, Any]:
         def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -124,7 +126,9 @@ class SafetensorsFile:
             self._refuse(f"gives `{label}` a shape or offsets that are not whole numbers from 0 on")
         start, end = offsets
         if end - start != prod(shape) * _DTYPES[dtype].itemsize:
-            self._refuse(f"gives `{label}` {end - start} bytes; its shape {list(shape)} of {dtype} takes another number")
+            self._refuse(
+                f"gives `{label}` {end - start} bytes; its shape {list(shape)} of {dtype} takes another number"
+            )
         return _Entry(dtype, tuple(shape), start, end)
 
     def mapped(self, name: str) -> torch.Tensor:
@@ -231,7 +235,7 @@ def weight_files(folder: Path) -> list[Path]:
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"))
     if pickled and not found:
         raise ModelError(
-            f"`{pickled[0]}` is a pickled checkpoint, which can run code when it is opened; allowed: .safetensors, .gguf",
+            f"`{pickled[0]}` is a pickled checkpoint, which can run code when opened; allowed: .safetensors, .gguf",
             hint="take the model's safetensors files, or convert it where you trust it",
             code="pickled_weights",
         )

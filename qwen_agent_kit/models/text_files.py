@@ -55,7 +55,7 @@ def read_text_files(folder: Path, config: Mapping[str, Any], vocab_size: int) ->
     settings = _optional(folder / "tokenizer_config.json")
     if settings.get("auto_map") is not None:
         raise ModelError(
-            "`auto_map` in `tokenizer_config.json` names code; allowed: nothing: code that comes with a model is never run",
+            "`auto_map` in `tokenizer_config.json` names code; allowed: nothing, since it is never run",
             hint="use another checkpoint",
             code="invalid_config",
         )
@@ -116,7 +116,9 @@ def _ids(data: Mapping[str, Any], name: str, where: str, vocab_size: int) -> tup
     value = data.get(name)
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if len(ids) > MAX_EOS or any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < vocab_size for i in ids):
-        raise ModelError(f"`{name}` in `{where}` is {str(value)[:80]}; allowed: ids below {vocab_size}, at most {MAX_EOS}")
+        raise ModelError(
+            f"`{name}` in `{where}` is {str(value)[:80]}; allowed: ids below {vocab_size}, at most {MAX_EOS}"
+        )
     return tuple(ids)
 
 

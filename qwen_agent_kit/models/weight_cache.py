@@ -1,6 +1,6 @@
 """Packed weights on disk, made once per source and scheme and mapped from then on.
 
-Two files per model: ``KEY.safetensors`` with our tensors, and ``KEY.json`` with the description, the size and checksums.
+Two files per model: ``KEY.safetensors`` with our tensors, and ``KEY.json`` with the description, size and checksums.
 The description and the header are held against their SHA-256 each time, and the size against the file's; the data's own
 SHA-256, which takes seconds for large models, is written too and checked by ``verify`` (``qak doctor --cache``). Files
 are written beside their place, synced and renamed, the description last, so that what can be found is whole.
@@ -16,7 +16,7 @@ import struct
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import torch
 
@@ -25,6 +25,9 @@ from qwen_agent_kit.models.safetensors_file import MAX_HEADER, SafetensorsFile
 from qwen_agent_kit.paths import write_private
 
 __all__ = ["CACHE_BYTES", "WeightCache", "file_digest"]
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 _LOG = logging.getLogger("qwen_agent_kit")
 
@@ -163,7 +166,7 @@ def _write(file: BinaryIO, tensors: Iterable[tuple[str, torch.Tensor]], most: in
     data, at = hashlib.sha256(), 0
     entries: dict[str, Any] = {}
     for name, tensor in tensors:
-        raw = memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+        raw = memoryview(cast("Buffer", tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()))
         file.write(raw)
         data.update(raw)
         span = [at, at + len(raw)]
