@@ -61,6 +61,7 @@ class LocalChatModel:
         self.name = name
         self.plan = plan
         self.engine = engine
+        self.loaded = loaded
         self._dialect = dialects.get(dialect or dialect_of(loaded.template))
         self._renderer = PromptRenderer(
             loaded.tokenizer_json, loaded.template, dialect=self._dialect, special=loaded.special
