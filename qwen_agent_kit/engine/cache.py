@@ -273,17 +273,28 @@ class Cache:
         return self._extend(keep, total) if keep is not None and not keep.running else None
 
     def _extend(self, live: Live, total: int) -> Live | None:
-        generous = min(max(total, round_up(live.kv.capacity * 3 // 2)), round_up(self._context))
-        wanted = [generous, total] if total > live.kv.capacity else [live.kv.capacity]
-        for reserve in wanted:
-            if self._evict(reserve - live.kv.capacity, live):
-                live.reserved, live.running = reserve, True
-                return live
-        return None
+        """Reserve ``total`` for an idle sequence.
+
+        Where it has to grow and there is room, it grows by half, so that growth stays rare however little each request
+        adds.
+        """
+        capacity = live.kv.capacity
+        reserve = max(total, capacity)
+        generous = min(round_up(capacity * 3 // 2), round_up(self._context))
+        if total > capacity and total < generous and generous - capacity <= self._free():
+            reserve = generous
+        if not self._evict(reserve - capacity, live):
+            return None
+        live.reserved, live.running = reserve, True
+        return live
+
+    def _free(self) -> int:
+        """Positions that nobody takes."""
+        return self._room - sum(live.capacity for live in self._lives)
 
     def _evict(self, positions: int, keep: Live | None) -> bool:
         """Make ``positions`` free by forgetting idle sequences, oldest first; nothing is forgotten where that fails."""
-        free = self._room - sum(live.capacity for live in self._lives)
+        free = self._free()
         going: list[Live] = []
         for live in self._idle_oldest_first():
             if free >= positions:

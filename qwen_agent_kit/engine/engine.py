@@ -20,7 +20,7 @@ from qwen_agent_kit.engine.budget import SpanCounter
 from qwen_agent_kit.engine.cache import Cache
 from qwen_agent_kit.engine.generation import Generation
 from qwen_agent_kit.engine.kv import KVLayout
-from qwen_agent_kit.engine.prompts import read_prompt
+from qwen_agent_kit.engine.prompts import PromptReader
 from qwen_agent_kit.engine.repetition import RepetitionWatch
 from qwen_agent_kit.engine.request import Request, Rules
 from qwen_agent_kit.engine.runner import Counters, Runner
@@ -79,6 +79,7 @@ class Engine:
         self._loaded = loaded
         self._defaults = Sampling(**loaded.sampling_defaults)
         self._texts = Texts(loaded)
+        self._prompts = PromptReader(config.vocab_size)
         self._watch = stop_repetition
         self._worker = _Worker(Runner(loaded.model), Cache(layout, kv_bytes, context), chunk)
         self._finalizer = weakref.finalize(self, self._worker.stop)
@@ -121,17 +122,20 @@ class Engine:
 
         Raises:
             UsageError: For a prompt that is refused; ``context_length_exceeded`` where it can never fit.
-            SchemaError: For a grammar that is refused.
+            SchemaError: For a grammar that is refused, or that ``max_tokens`` cannot fulfil.
             EngineError: ``queue_full``, or where the engine was closed or has died.
         """
-        content = read_prompt(prompt, self._loaded.config.vocab_size)
+        content = self._prompts.read(prompt)
         sampling = (sampling or Sampling()).over(self._defaults)
         max_tokens = self._most_tokens(len(content.ids), sampling.max_tokens)
+        compiled = None if grammar is None else self.compile(grammar)
+        if compiled is not None:
+            compiled.require(max_tokens)
         rules = Rules(
             sampler=make_sampler(sampling, self._loaded.config.vocab_size, content.ids),
             max_tokens=max_tokens,
             eos=frozenset(self._loaded.eos),
-            grammar=None if grammar is None else self.compile(grammar).start(),
+            grammar=None if compiled is None else compiled.start(),
             span=None if budget is None else SpanCounter(budget),
             text=self._texts.detokenizer(sampling.stop) if sampling.stop else None,
             watch=RepetitionWatch(self._texts.blank) if self._watch else None,
@@ -171,7 +175,7 @@ class _Worker:
         self.runner, self.cache = runner, cache
         self._scheduler = Scheduler(cache, chunk=chunk, most=MOST_RUNNING)
         self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a dropped engine may be collected, and stop us, while we hold it
         self._thread: threading.Thread | None = None
         self._ended: EngineError | None = None
 

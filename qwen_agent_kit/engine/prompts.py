@@ -12,23 +12,51 @@ from qwen_agent_kit.backends import MediaSpan, Prompt
 from qwen_agent_kit.engine.cache import Content
 from qwen_agent_kit.errors import UsageError
 
-__all__ = ["read_prompt"]
+__all__ = ["PromptReader"]
+
+Ids = npt.NDArray[np.int32]
 
 
-def read_prompt(prompt: Prompt | Sequence[int], vocab: int) -> Content:
-    """The prompt as arrays. Ids in an ``array`` or an ndarray are not walked one by one.
+class PromptReader:
+    """Turns prompts into arrays; thread-safe.
 
-    Raises:
-        UsageError: For ids outside the vocabulary, no ids, media out of place or positions of a wrong shape.
+    Turning a list of 60,000 ints into an array takes over a millisecond, comparing it with the last one a tenth: in a
+    loop, whose prompts begin with the last prompt's very objects, only what is new is converted.
+
+    Args:
+        vocab: How many ids there are.
     """
-    if not isinstance(prompt, Prompt):
-        prompt = Prompt(prompt)
-    ids = _ids(prompt.ids, vocab)
-    _check_media(prompt.media, len(ids))
-    return Content(ids, tuple(prompt.media), _positions(prompt.positions, len(ids)))
+
+    def __init__(self, vocab: int) -> None:
+        self._vocab = vocab
+        self._last: tuple[list[int], Ids] = ([], np.empty(0, dtype=np.int32))
+
+    def read(self, prompt: Prompt | Sequence[int]) -> Content:
+        """The prompt as arrays. An ``array`` or an ndarray is not walked at all.
+
+        Raises:
+            UsageError: For ids outside the vocabulary, no ids, media out of place or positions of a wrong shape.
+        """
+        if not isinstance(prompt, Prompt):
+            prompt = Prompt(prompt)
+        ids = self._ids(prompt.ids)
+        _check_media(prompt.media, len(ids))
+        return Content(ids, tuple(prompt.media), _positions(prompt.positions, len(ids)))
+
+    def _ids(self, given: Any) -> Ids:
+        if not isinstance(given, list):
+            return _checked(given, self._vocab)
+        before, known = self._last
+        n = len(before)
+        if n < len(given) and given[:n] == before:
+            ids = np.concatenate([known, _checked(given[n:], self._vocab)])
+        else:
+            ids = _checked(given, self._vocab)
+        self._last = (given[:], ids)
+        return ids
 
 
-def _ids(given: Any, vocab: int) -> npt.NDArray[np.int32]:
+def _checked(given: Any, vocab: int) -> Ids:
     try:
         ids = np.asarray(given)
     except (TypeError, ValueError, OverflowError) as error:

@@ -260,6 +260,25 @@ def test_a_loop_of_short_steps_moves_little() -> None:
     assert len(capacities) < 16
 
 
+def test_growth_by_half_evicts_nobody() -> None:
+    """A sequence that is extended takes room in advance only where it is free."""
+    cache = cache_of(64 * 8)
+    run(cache, list(range(1000, 1060)))
+    run(cache, list(range(250)), [1])
+    lease = cache.acquire(content_of([*range(250), 1, 2]), 280)
+    assert lease is not None
+    assert lease.cached == 250
+    assert lease.live.reserved == 384
+    assert len(cache.lives) == 2
+    cache.release(lease.live)
+    run(cache, list(range(5000, 5060)))
+    run(cache, list(range(6000, 6060)))
+    lease = cache.acquire(content_of([*range(250), 1, 2]), 280)
+    assert lease is not None
+    assert lease.live.reserved == 320
+    assert len(cache.lives) == 4
+
+
 def test_a_lookup_is_flat_in_history() -> None:
     """Finding a prefix of 50,000 ids costs a fraction of a millisecond more than one of 500."""
     small, large = np.arange(500, dtype=np.int32), np.arange(50_000, dtype=np.int32)

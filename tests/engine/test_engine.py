@@ -18,6 +18,7 @@ from small_decoder import EOS, VOCAB, plain_greedy, small_loaded
 
 from qwen_agent_kit.backends import MediaSpan, Prompt, Sampling
 from qwen_agent_kit.engine import Engine
+from qwen_agent_kit.engine.prompts import PromptReader
 from qwen_agent_kit.errors import EngineError, UsageError
 
 PROMPTS = st.lists(st.integers(0, 255), min_size=1, max_size=60)
@@ -225,6 +226,19 @@ def test_an_array_of_ids_is_as_good_as_a_list(engine: Any) -> None:
     expected = list(engine.submit(prompt, greedy(5)))
     for form in (tuple(prompt), array("i", prompt), np.asarray(prompt), Prompt(array("q", prompt))):
         assert list(engine.submit(form, greedy(5))) == expected
+
+
+@given(st.lists(st.lists(st.integers(0, VOCAB - 1), max_size=30), min_size=1, max_size=8), st.booleans())
+def test_reading_a_prompt_does_not_depend_on_the_last(parts: list[list[int]], grow: bool) -> None:
+    """Prompts that go on from the last one, shrink or differ are read as each would be alone."""
+    reader, prompt = PromptReader(VOCAB), [1]
+    for part in parts:
+        prompt = [*prompt, *part] if grow else [*part, 1]
+        assert reader.read(prompt).ids.tolist() == prompt
+        prompt[0] ^= 1
+        assert reader.read(prompt).ids.tolist() == prompt
+        with pytest.raises(UsageError):
+            reader.read([*prompt, VOCAB])
 
 
 @pytest.mark.parametrize(
