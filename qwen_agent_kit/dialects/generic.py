@@ -58,14 +58,15 @@ class Generic:
         parallel: bool = True,
         control: Mapping[str, int],
     ) -> str | None:
-        """One step; see ``Dialect.grammar``."""
+        """One step, with one call at most: models of this kind repeat a call rather than making two; see ``Dialect``."""
+        del parallel
         return step(
             self,
             tools,
             tool_choice=tool_choice,
             output_schema=output_schema,
             thinking=thinking,
-            parallel=parallel,
+            parallel=False,
             control=control,
             call=json_call,
             gap="",
