@@ -19,6 +19,7 @@ from qwen_agent_kit.host import plan
 from qwen_agent_kit.host.local import LocalChatModel
 from qwen_agent_kit.models import load_model
 from qwen_agent_kit.store import Store
+from qwen_agent_kit.testing.models import tiny_model_dir
 
 __all__ = ["engine_steps"]
 
@@ -85,20 +86,22 @@ class _Step:
     own: float
 
 
-def engine_steps(model: str | Path, steps: int = 1_000) -> list[Row]:
+def engine_steps(steps: int = 1_000, model: str | Path | None = None) -> list[Row]:
     """Grow a stored conversation to ``steps`` tool calls and compare a late step with an early one.
 
     Args:
-        model: A directory or GGUF file; a tiny one, since its own work is not what is measured.
         steps: How long the conversation gets.
+        model: A directory or GGUF file; the smallest random one where None, since its own work is not what is measured.
 
     Returns:
         The loop's own milliseconds per step (through prompt, prefix lookup, grammar, events and store; without the
         template's text and the layers), their ratio, and the template's share apart.
     """
-    loaded = load_model(Path(model), quant="fp32", device="cpu", cache=None)
-    engine = Engine(loaded)
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "bench.sqlite3") as store:
+        if model is None:
+            model = tiny_model_dir(Path(folder) / "tiny", layers=1, hidden=16, heads=2, kv_heads=1, context=2**17)
+        loaded = load_model(Path(model), quant="fp32", device="cpu", cache=None)
+        engine = Engine(loaded)
         try:
             local = LocalChatModel("tiny", loaded, engine, plan(model, quant="fp32"))
             found = list(_steps(_Calling(local, loaded.model), store, steps))

@@ -24,19 +24,19 @@ STEPS = 1_000
 WINDOW = 20
 
 
-def measure(steps: int = STEPS, repeats: int = 3, model: str | None = None) -> list[Row]:
-    """All parts; about a minute with a model.
+def measure(steps: int = STEPS, repeats: int = 3, *, engine: bool = True) -> list[Row]:
+    """All parts.
 
     Args:
         steps: How many steps the conversations grow to.
         repeats: How often the parts without an engine run; the best run counts.
-        model: The directory of a tiny model, for the part with a real engine; without it that part is left out.
+        engine: Whether to measure with a tiny real engine and the store too; it needs torch and about a minute.
     """
     rows = [*scripted_steps(steps, repeats), *token_cost()]
-    if model is not None:
-        from qwen_agent_kit.bench.engine import engine_steps  # it needs torch
+    if engine:
+        from qwen_agent_kit.bench.engine import engine_steps  # it imports torch
 
-        rows += engine_steps(model, steps)
+        rows += engine_steps(steps)
     return rows
 
 

@@ -32,7 +32,7 @@ REASONS = ("stop", "tool_calls", "length", "repetition", "cancelled", "error")
 _FUNCTIONS = {"widen": 3, "positions": 2, "encoder": 3, "footprint": 2}
 
 
-def check_engine(engine: ChatModel | EngineSpec, spec: str = "", *, tokens: int = 16) -> None:
+def check_engine(engine: ChatModel | EngineSpec, spec: str = "", *, tokens: int = 64) -> None:
     """Hold a ``ChatModel`` (or what an ``EngineSpec`` opens) to its contract by asking it a few short questions.
 
     Args:
