@@ -85,8 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.exceptions.Abort, KeyboardInterrupt):
         code = _tell("stopped")
     except click.ClickException as error:
-        error.show()
-        code = 2
+        code = _misused(error)
     except UsageError as error:
         code = _tell(f"error: {error}", 2)
     except QakError as error:
@@ -96,6 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001  # a fault of ours or of a plugin: named by place, its text may be private
         code = _fault(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _misused(error: click.ClickException) -> int:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return 2
+    hint = f"\nhint: `{context.command_path} --help` shows what it takes" if context is not None else ""
+    return _tell(f"error: {error.format_message()}{hint}", 2)
 
 
 def _tell(text: str, code: int = 1) -> int:

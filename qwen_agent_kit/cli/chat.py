@@ -91,6 +91,8 @@ class _Terminal:
                 if line in ("/exit", "/quit"):
                     return 0
                 self._line(line)
+                if sys.stdin.isatty() and line:
+                    self._console.print()
             except EOFError:
                 if sys.stdin.isatty():
                     self._console.print()

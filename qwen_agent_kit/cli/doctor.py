@@ -8,11 +8,10 @@ import os
 import platform
 import shutil
 import sys
-from pathlib import Path
 
 import click
 
-from qwen_agent_kit.cli.output import json_option, print_json, print_table
+from qwen_agent_kit.cli.output import json_option, note, print_json, print_table, talk_only
 from qwen_agent_kit.errors import QakError
 
 __all__ = ["doctor_command"]
@@ -29,13 +28,16 @@ _NEEDED = {
 @json_option
 def doctor_command(cache: bool, as_json: bool) -> int:
     """Check this installation; exit code 1 where something is broken."""
-    rows = [*_base(), *_packages(), *_plugins(), *_models()]
-    if cache:
-        rows += _caches()
+    with talk_only():  # what a plugin prints when imported is talk, not data
+        rows = [*_base(), *_settings(), *_packages(), *_plugins(), *_models()]
+        if cache:
+            rows += _caches()
     if as_json:
         print_json({"checks": [dict(zip(("what", "state", "found", "cure"), row, strict=True)) for row in rows]})
     else:
         print_table(("what", "state", "found", "cure"), rows)
+        if wrong := [row[0] for row in rows if row[1] not in _FINE]:
+            note(f"{len(wrong)} of {len(rows)} need attention: {', '.join(wrong)}")
     return 1 if any(row[1] not in _FINE for row in rows) else 0
 
 
@@ -65,13 +67,32 @@ def _base() -> list[_Row]:
     return rows
 
 
+def _settings() -> list[_Row]:
+    from qwen_agent_kit.settings import config_path, load_settings
+
+    try:
+        here = config_path().is_file()
+        said = {name: value for name, value in load_settings().to_dict().items() if value is not None}
+    except QakError as error:
+        return [("settings", "broken", error.message, error.hint or "mend config.toml or the environment")]
+    values = ", ".join(f"{name}={value}" for name, value in said.items()) or "none set"
+    return [("settings", "ok", f"{values} ({config_path() if here else 'no config.toml'})", "")]
+
+
 def _packages() -> list[_Row]:
     rows: list[_Row] = []
     for name, (what, cure) in _NEEDED.items():
         if importlib.util.find_spec(name) is None:
             rows.append((name, "missing", f"needed for {what}", cure))
-        else:
+            continue
+        try:
+            importlib.import_module(name)
             rows.append((name, "ok", importlib.metadata.version(name), ""))
+        except Exception as error:  # noqa: BLE001  # a broken installation may raise anything; that is what is asked
+            told = (str(error).splitlines() or [""])[0][:200]
+            rows.append(
+                (name, "broken", f"does not import: {type(error).__name__}: {told}", f"install it anew: {cure}")
+            )
     return rows
 
 
@@ -94,8 +115,12 @@ def _models() -> list[_Row]:
         return [("models", "broken", error.message, error.hint or "")]
     rows: list[_Row] = []
     for entry in entries:
-        path = entry.locate() if entry.locate else None
-        rows.append((f"model {entry.name}", "ok" if path else "missing", str(path or "not here"), entry.hint))
+        try:
+            path = entry.locate() if entry.locate else None
+        except Exception as error:  # noqa: BLE001  # a plugin's function may raise anything; it is a row, not a crash
+            rows.append((f"model {entry.name}", "broken", f"locate raised {type(error).__name__}", "mend its plugin"))
+            continue
+        rows.append((f"model {entry.name}", *(("ok", str(path), "") if path else ("missing", "not here", entry.hint))))
     return rows
 
 
@@ -103,14 +128,13 @@ def _caches() -> list[_Row]:
     from qwen_agent_kit.paths import cache_dir
 
     rows: list[_Row] = []
-    for folder in sorted(path for path in cache_dir().iterdir() if path.is_dir()):
+    try:
+        folders = sorted(path for path in cache_dir().iterdir() if path.is_dir())
+    except (QakError, OSError):
+        return []  # the row of the cache directory says what is wrong
+    for folder in folders:
         files = [file for file in folder.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
-        rows.append(
-            (f"cache {folder.name}", "ok", f"{len(files)} files, {size / 2**20:.1f} MiB in {folder}", _clear(folder))
-        )
+        cure = f"delete {folder.name}/ to make it anew" if files else ""
+        rows.append((f"cache {folder.name}", "ok", f"{len(files)} files, {size / 2**20:.1f} MiB in {folder}", cure))
     return rows
-
-
-def _clear(folder: Path) -> str:
-    return f"delete {folder.name}/ to make it anew" if any(folder.iterdir()) else ""

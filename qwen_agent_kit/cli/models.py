@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from qwen_agent_kit.catalog import ModelEntry
+from qwen_agent_kit.cli.options import quant_option
 from qwen_agent_kit.cli.output import json_option, note, print_json, print_table
 from qwen_agent_kit.errors import UsageError
 
@@ -58,19 +59,19 @@ def fetch_command(name: str, as_json: bool) -> None:
     if as_json:
         print_json({"name": entry.name, "path": str(path)})
     else:
-        click.echo(path)
+        click.echo(str(path))
 
 
 @click.command("plan")
 @click.argument("model", required=False)
 @click.option("--context", type=int, metavar="N", help="Positions per conversation.")
-@click.option("--quant", default="auto", metavar="SCHEME", help="auto, fp32, bf16, int8 or int4.")
+@quant_option
 @json_option
-def plan_command(model: str | None, context: int | None, quant: str, as_json: bool) -> int:
+def plan_command(model: str | None, context: int | None, quant: str | None, as_json: bool) -> int:
     """Show what MODEL needs on this machine, nothing loaded."""
-    from qwen_agent_kit.host import plan
+    from qwen_agent_kit.host import Host
 
-    made = plan(model, context=context, quant=quant)
+    made = Host(quant=quant).plan(model, context=context)
     if as_json:
         print_json(made.to_dict())
     else:

@@ -18,9 +18,16 @@ if TYPE_CHECKING:
     from qwen_agent_kit.agent import Agent
     from qwen_agent_kit.messages import Media, ToolCall
 
-__all__ = ["agent_options", "media_parts", "open_agent", "parse_thinking", "read_schema"]
+__all__ = ["agent_options", "media_parts", "open_agent", "parse_thinking", "quant_option", "read_schema"]
 
 MAX_SCHEMA = 4 * 2**20
+
+quant_option = click.option(
+    "--quant",
+    type=click.Choice(["auto", "fp32", "bf16", "int8", "int4"]),
+    metavar="SCHEME",
+    help="auto, fp32, bf16, int8 or int4.",
+)
 
 _OPTIONS = (
     click.option("--model", "-m", metavar="SPEC", help="A name, a path, engine:spec or a hub id."),
@@ -36,7 +43,7 @@ _OPTIONS = (
     click.option("--max-seconds", type=float, metavar="S", help="The most time for an answer."),
     click.option("--temperature", type=float, metavar="T", help="0 is greedy."),
     click.option("--seed", type=int, metavar="N", help="Makes drawing repeatable."),
-    click.option("--quant", metavar="SCHEME", help="auto, fp32, bf16, int8 or int4."),
+    quant_option,
     click.option("--yes", is_flag=True, help="Approve tools with side effects without asking."),
 )
 

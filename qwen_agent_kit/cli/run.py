@@ -219,9 +219,9 @@ class _Printer:
     def _write(self, file: IO[str], text: str) -> None:
         if self._open_line not in (None, file):
             self.line()
-        click.echo(text, nl=False, file=file)
-        if text:
+        if text:  # noted first: Ctrl-C may come while it is written
             self._open_line = None if text.endswith("\n") else file
+        click.echo(text, nl=False, file=file)
 
     def line(self) -> None:
         """End the line that is being written."""

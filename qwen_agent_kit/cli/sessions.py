@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import click
 
-from qwen_agent_kit.cli.output import json_option, note, print_json, print_table
+from qwen_agent_kit.cli.approval import call_line
+from qwen_agent_kit.cli.output import json_option, note, plain, print_json, print_table
 from qwen_agent_kit.errors import UsageError
 from qwen_agent_kit.store import Store
 
@@ -20,9 +22,23 @@ def sessions_command(ctx: click.Context, as_json: bool) -> None:
     """List the conversations, the latest first."""
     if ctx.invoked_subcommand is not None:
         return
+    _list(as_json)
+
+
+@sessions_command.command("list")
+@json_option
+def list_command(as_json: bool) -> None:
+    """List the conversations, the latest first."""
+    _list(as_json)
+
+
+def _list(as_json: bool) -> None:
     infos = Store().list()
     if as_json:
         print_json({"sessions": [info.to_dict() for info in infos]})
+        return
+    if not infos:
+        note("no conversation is kept; `qak run --session NAME` keeps one")
         return
     print_table(
         ("session", "messages", "waiting", "last used"),
@@ -42,10 +58,14 @@ def show_command(name: str, as_json: bool) -> None:
     stored = store.load(name)
     if not stored.messages:
         raise UsageError(f"there is no session {name!r}", hint="`qak sessions` lists them")
+    clean = plain if sys.stdout.isatty() else str
     for message in stored.messages:
         text = message.tool_result.text if message.tool_result else message.text
-        calls = "".join(f"\n-> {call.name}({dict(call.arguments)})" for call in message.tool_calls)
-        click.echo(f"{message.role}: {text}{calls}")
+        media = "".join(f" [{part.kind}]" for part in message.media)
+        calls = "".join(f"\n-> {call_line(call)}" for call in message.tool_calls)
+        click.echo(clean(f"{message.role}: {text}{media}{calls}"))
+    if stored.pending is not None:
+        note(f"waits for approval: {', '.join(stored.pending.waiting)}")
 
 
 @sessions_command.command("export")
@@ -57,12 +77,17 @@ def export_command(name: str) -> None:
 
 @sessions_command.command("delete")
 @click.argument("names", nargs=-1, required=True)
-def delete_command(names: tuple[str, ...]) -> None:
-    """Delete conversations."""
+@json_option
+def delete_command(names: tuple[str, ...], as_json: bool) -> None:
+    """Delete conversations, and the media that no other one holds."""
     store = Store()
+    for name in names:
+        store.position(name)  # a name that could be none is refused before anything is deleted
     for name in names:
         store.delete(name)
         note(f"deleted {name}")
+    if as_json:
+        print_json({"deleted": list(names)})
 
 
 @sessions_command.command("purge")

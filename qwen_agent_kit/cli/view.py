@@ -12,6 +12,7 @@ from qwen_agent_kit.events import ReasoningDelta, StepDone, TextDelta, ToolCalle
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.live import Live
+    from rich.segment import Segment
 
     from qwen_agent_kit.events import Event
 
@@ -131,6 +132,10 @@ class _Markdown:
         from rich.segment import Segment
 
         lines = console.render_lines(Markdown(plain(self._text), hyperlinks=False), options, pad=False)
+        while lines and _blank(lines[-1]):
+            lines.pop()
+        while lines and _blank(lines[0]):
+            lines.pop(0)
         if self._gap:
             lines.insert(0, [])
         if self._newest:
@@ -138,6 +143,10 @@ class _Markdown:
         for line in lines:
             yield from (Segment(plain(segment.text), segment.style) for segment in line if not segment.control)
             yield Segment.line()
+
+
+def _blank(line: list[Segment]) -> bool:
+    return not any(segment.text.strip() for segment in line)
 
 
 def settled(text: str) -> int:

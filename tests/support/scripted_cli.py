@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from distributions import HEAD, install
@@ -63,3 +67,38 @@ def scripted(site: Path, turns: str, *, tools: str = TOOLS) -> str:
     script = site / f"script_{len(list(site.glob('script_*.py')))}.py"
     script.write_text("from qwen_agent_kit import Reasoning, Text, ToolCall\n" + turns)
     return f"scripted:{script}"
+
+
+def run_qak(
+    *arguments: str,
+    site: Path,
+    stdin: bytes = b"",
+    cwd: Path | None = None,
+    before: Callable[[], None] | None = None,
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a fresh interpreter that sees ``site``.
+
+    Args:
+        stdin: What is piped in.
+        before: Called in the child before it begins.
+        environment: On top of the test's own.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "qwen_agent_kit", *arguments],
+        input=stdin,
+        capture_output=True,
+        env=environment_of(site, **environment),
+        timeout=300,
+        check=False,
+        cwd=cwd or site,
+        preexec_fn=before,
+    )
+    out, err = (stream.decode("utf-8", errors="surrogateescape") for stream in (done.stdout, done.stderr))
+    return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+
+def environment_of(site: Path, **more: str) -> dict[str, str]:
+    """The environment of a child that sees ``site``."""
+    path = os.pathsep.join(part for part in (str(site), os.environ.get("PYTHONPATH", "")) if part)
+    return {**os.environ, "PYTHONPATH": path, "NO_COLOR": "1", "OMP_NUM_THREADS": "1", **more}
