@@ -126,8 +126,6 @@ def _system(error: OSError) -> int:
 def _fault(error: Exception) -> int:
     if os.environ.get("QAK_TRACEBACK"):
         raise error
-    import traceback
+    from qwen_agent_kit.cli.output import fault
 
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    _tell(f"error: unexpected {type(error).__name__} at {frame.filename}:{frame.lineno}")
-    return _tell("hint: QAK_TRACEBACK=1 shows the way there; its text may hold parts of the conversation")
+    return _tell(fault(error))

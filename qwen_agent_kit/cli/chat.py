@@ -12,7 +12,7 @@ import click
 
 from qwen_agent_kit.cli.approval import ask_person
 from qwen_agent_kit.cli.options import agent_options, media_parts, open_agent
-from qwen_agent_kit.cli.output import note, plain, talk_only, waiting
+from qwen_agent_kit.cli.output import fault, note, plain, talk_only, waiting
 from qwen_agent_kit.cli.run import usage_line
 from qwen_agent_kit.cli.view import View
 from qwen_agent_kit.errors import QakError
@@ -103,6 +103,10 @@ class _Terminal:
                 note("error: this line is not UTF-8; it was left out")
             except QakError as error:
                 note(f"error: {error}")
+            except Exception as error:  # a fault of an engine ends its turn, not the conversation
+                if os.environ.get("QAK_TRACEBACK"):
+                    raise
+                note(fault(error))
 
     def _greet(self) -> None:
         if sys.stdin.isatty():

@@ -7,12 +7,23 @@ import json
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import click
 
-__all__ = ["SCHEMA_VERSION", "json_option", "note", "plain", "print_json", "print_table", "talk_only", "waiting"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "fault",
+    "json_option",
+    "note",
+    "plain",
+    "print_json",
+    "print_table",
+    "talk_only",
+    "waiting",
+]
 
 SCHEMA_VERSION = 1
 
@@ -59,6 +70,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 def note(text: str) -> None:
     """A line of talk, on stderr."""
     click.echo(plain(text), err=True)
+
+
+def fault(error: Exception) -> str:
+    """A fault of ours or of a plugin, named by its place: what the exception says may hold parts of a conversation."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"error: unexpected {type(error).__name__} at {frame.filename}:{frame.lineno}"
+    return f"{place}\nhint: QAK_TRACEBACK=1 shows the way there; its text may hold parts of the conversation"
 
 
 @contextlib.contextmanager
