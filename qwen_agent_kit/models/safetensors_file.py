@@ -103,14 +103,15 @@ class SafetensorsFile:
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
             self._refuse("has `__metadata__` that is not strings")
         entries = {name: self._entry(name, given) for name, given in header.items()}
+        for name, entry in entries.items():
+            if entry.end > size:
+                self._refuse(f"says `{name[:200]}` ends at {entry.end}; the data has {size} bytes")
         end = 0
         for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
             if entry.start != end:
                 kind = "overlaps another tensor" if entry.start < end else "leaves a gap before it"
                 self._refuse(f"says `{name[:200]}` begins at {entry.start}, which {kind} that ends at {end}")
             end = entry.end
-            if end > size:
-                self._refuse(f"says `{name[:200]}` ends at {end}; the data has {size} bytes")
         if end != size:
             self._refuse(f"has {size} bytes of data; its tensors take {end}")
         return metadata, entries

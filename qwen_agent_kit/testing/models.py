@@ -6,6 +6,7 @@ The weights say nothing sensible, but they go through the true loader, decoder, 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ def _write_weights(path: Path, config: Any, seed: int) -> None:
     def random(shape: tuple[int, ...]) -> torch.Tensor:
         if len(shape) == 1:  # a norm or a bias: around one, which is as good as any
             return 1.0 + torch.randn(shape, generator=generator) / 8
-        return torch.randn(shape, generator=generator) / float(shape[1]) ** 0.5
+        return torch.randn(shape, generator=generator) / math.sqrt(shape[1])
 
     tensors: Mapping[str, torch.Tensor] = {part.name: random(shape) for part, shape in wanted(config, naming)}
     save_file(dict(tensors), path, metadata={"format": "pt"})

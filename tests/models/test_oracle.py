@@ -1,0 +1,178 @@
+"""The decoder gives what transformers gives, in float32, id for id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import our_greedy, our_logits, random_prompts, their_greedy, their_logits, their_model
+
+from qwen_agent_kit.models import load_model
+from qwen_agent_kit.testing.models import tiny_model_dir
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"family": "llama"},
+    "llama tied, one kv head, biases": {
+        "family": "llama",
+        "tied": True,
+        "kv_heads": 1,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "qwen2": {"family": "qwen2"},
+    "qwen2 tied": {"family": "qwen2", "tied": True, "hidden": 96, "heads": 6, "kv_heads": 3},
+    "qwen2 sliding": {"family": "qwen2", "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    "qwen3": {"family": "qwen3"},
+    "qwen3 tied, wide heads, bias": {"family": "qwen3", "tied": True, "head_dim": 32, "attention_bias": True},
+    "qwen2_moe": {"family": "qwen2_moe"},
+    "qwen2_moe normalised, every other layer": {
+        "family": "qwen2_moe",
+        "layers": 4,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [1],
+    },
+    "qwen3_moe": {"family": "qwen3_moe"},
+    "qwen3_moe tied, not normalised, a dense layer": {
+        "family": "qwen3_moe",
+        "tied": True,
+        "norm_topk_prob": False,
+        "mlp_only_layers": [0],
+        "layers": 3,
+        "head_dim": 32,
+    },
+    "yarn": {"family": "qwen3", "context": 128, "rope_parameters": YARN},
+    "yarn with its options": {
+        "family": "llama",
+        "context": 128,
+        "rope_parameters": {**YARN, "attention_factor": 1.3, "beta_fast": 16, "beta_slow": 2, "truncate": False},
+    },
+    "yarn with mscale": {
+        "family": "qwen2",
+        "context": 96,
+        "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.4},
+    },
+    "yarn of transformers 4": {
+        "family": "qwen2",
+        "context": 128,
+        "rope_parameters": None,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    },
+    "linear": {"family": "llama", "rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 3.0}},
+    "llama3": {"family": "llama", "rope_parameters": LLAMA3},
+}
+
+
+def pair(folder: Path, **fields: Any) -> tuple[Any, Any]:
+    tiny_model_dir(folder, **fields)
+    return load_model(folder).model, their_model(folder)
+
+
+def check_greedy(ours: Any, theirs: Any, prompts: list[list[int]], count: int) -> None:
+    for prompt in prompts:
+        expected = their_greedy(theirs, prompt, count)
+        assert our_greedy(ours, prompt, count) == expected
+        cuts = tuple(sorted({len(prompt) // 3, len(prompt) // 2, len(prompt) - 1} - {0}))
+        assert our_greedy(ours, prompt, count, chunks=cuts) == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_equals_transformers(tmp_path: Path, name: str) -> None:
+    """Logits agree to rounding, and greedy output is equal whole and chunked: past YaRN's native 32 positions too."""
+    ours, theirs = pair(tmp_path, **MODELS[name])
+    prompts = random_prompts(4, 500)
+    for prompt in prompts[:2]:
+        torch.testing.assert_close(our_logits(ours, prompt), their_logits(theirs, prompt), rtol=2e-4, atol=2e-4)
+    check_greedy(ours, theirs, prompts, 24)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_equals_transformers_at_length(tmp_path: Path, name: str) -> None:
+    """The same for 20 prompts of 64 ids each."""
+    ours, theirs = pair(tmp_path, **MODELS[name])
+    check_greedy(ours, theirs, random_prompts(20, 500, high=60, seed=1), 64)
+
+
+def test_dynamic_rope_decodes_as_transformers_does(tmp_path: Path) -> None:
+    """A prompt within the trained length, and ids generated far past it."""
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    ours, theirs = pair(tmp_path, family="llama", context=32, rope_parameters=rope)
+    for prompt in random_prompts(4, 500, high=30):
+        assert our_greedy(ours, prompt, 64) == their_greedy(theirs, prompt, 64)
+
+
+def test_dynamic_rope_does_not_see_the_cut(tmp_path: Path) -> None:
+    """Past the trained length, chunks of any size give the same ids: a cached prefix stays valid."""
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    tiny_model_dir(tmp_path, "llama", context=16, rope_parameters=rope)
+    model = load_model(tmp_path).model
+    prompt = random_prompts(1, 500, low=60, high=61)[0]
+    whole = our_logits(model, prompt)
+    for cuts in ((1,), (15, 16, 17), tuple(range(1, 60))):
+        torch.testing.assert_close(our_logits(model, prompt, chunks=cuts), whole, rtol=2e-4, atol=2e-4)
+
+
+def test_every_cut_gives_the_same_logits(tmp_path: Path) -> None:
+    """Sliding layers included, a prompt cut in two at any place gives the logits of the whole."""
+    tiny_model_dir(tmp_path, **MODELS["qwen2 sliding"])
+    model = load_model(tmp_path).model
+    prompt = random_prompts(1, 500, low=24, high=25)[0]
+    whole = our_logits(model, prompt)
+    for cut in range(1, 24):
+        torch.testing.assert_close(our_logits(model, prompt, chunks=(cut,)), whole, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("text_class", "sections", "interleaved"),
+    [("Qwen2_5_VL", [2, 3, 3], False), ("Qwen3VL", [4, 2, 2], True)],
+)
+def test_three_axis_positions_equal_transformers(
+    tmp_path: Path, text_class: str, sections: list[int], interleaved: bool
+) -> None:
+    """m-rope positions [3, n], in blocks as Qwen2.5-VL takes them and interleaved as Qwen3-VL does."""
+    from qwen_agent_kit import foreign
+
+    transformers = foreign.transformers()
+    family = "qwen3" if interleaved else "qwen2"
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, "mrope_interleaved": interleaved}
+    tiny_model_dir(tmp_path, family, rope_parameters=rope, eos_token_id=None)
+    ours = load_model(tmp_path).model
+    from oracle import DenseKV
+    from safetensors.torch import load_file
+
+    given = {
+        "vocab_size": ours.config.vocab_size,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {k: v for k, v in rope.items() if interleaved or k != "mrope_interleaved"},
+    }
+    theirs = getattr(transformers, f"{text_class}TextModel")(getattr(transformers, f"{text_class}TextConfig")(**given))
+    weights = load_file(tmp_path / "model.safetensors")
+    head = weights.pop("lm_head.weight")
+    theirs.load_state_dict({name.removeprefix("model."): t for name, t in weights.items()})
+    n = 20
+    ids = torch.randint(0, 500, (n,))
+    positions = torch.stack([torch.arange(n), torch.arange(n) // 4, torch.arange(n) % 4 + torch.arange(n) // 7])
+    with torch.no_grad():
+        hidden = theirs.eval()(input_ids=ids[None], position_ids=positions[:, None], use_cache=False).last_hidden_state
+    found = ours.forward(ids, positions, DenseKV(), start=0, logits_from=0)
+    torch.testing.assert_close(found, hidden[0] @ head.T, rtol=2e-4, atol=2e-4)
