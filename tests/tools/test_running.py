@@ -380,10 +380,12 @@ def test_nothing_starts_past_the_deadline_or_after_a_cancel() -> None:
     assert ran == []
 
 
-def test_the_runs_deadline_bounds_every_tool() -> None:
-    """A tool without a limit of its own is abandoned at the run's deadline."""
+@pytest.mark.parametrize("own", [None, 60.0])
+def test_the_runs_deadline_bounds_every_tool(own: float | None) -> None:
+    """A tool without a limit of its own, or with a later one, is abandoned at the run's deadline."""
     began = time.monotonic()
-    result = _call(lambda: time.sleep(3), ToolContext(deadline=time.monotonic() + 0.1))
+    sleeper = tool(name="t", timeout=own)(lambda: time.sleep(3))
+    result = _call(sleeper, ToolContext(deadline=time.monotonic() + 0.1))
     assert time.monotonic() - began < 1.5
     assert "did not return in time" in result.text
 
@@ -391,11 +393,12 @@ def test_the_runs_deadline_bounds_every_tool() -> None:
 @pytest.mark.parametrize("kind", ["thread", "coroutine"])
 def test_f46_cancel_leaves_a_hanging_tool_behind(kind: str) -> None:
     """Without any time limit, a cancel returns at once: a detached function is abandoned, a coroutine cancelled."""
-    cancel, stopped = threading.Event(), threading.Event()
+    cancel, left, stopped = threading.Event(), threading.Event(), threading.Event()
 
     def hang(ctx: ToolContext) -> None:
         while not ctx.cancelled:
             time.sleep(0.01)
+        left.wait(5)
         stopped.set()
 
     async def ahang() -> None:
@@ -408,6 +411,7 @@ def test_f46_cancel_leaves_a_hanging_tool_behind(kind: str) -> None:
     began = time.monotonic()
     result = _call(hang if kind == "thread" else ahang, ToolContext(cancel=cancel), detach=True)
     assert time.monotonic() - began < 2
+    left.set()
     assert result.is_error
     assert "the run was cancelled" in result.text
     assert stopped.wait(5)
