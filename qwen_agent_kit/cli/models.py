@@ -6,7 +6,7 @@ import click
 
 from qwen_agent_kit.catalog import ModelEntry
 from qwen_agent_kit.cli.options import quant_option
-from qwen_agent_kit.cli.output import json_option, note, print_json, print_table
+from qwen_agent_kit.cli.output import json_option, note, print_json, print_table, talk_only
 from qwen_agent_kit.errors import UsageError
 
 __all__ = ["models_command", "plan_command"]
@@ -19,7 +19,8 @@ def models_command(ctx: click.Context, as_json: bool) -> None:
     """List the models that installed plugins offer by name."""
     if ctx.invoked_subcommand is not None:
         return
-    rows = [entry.to_dict() for entry in _entries()]
+    with talk_only():
+        rows = [entry.to_dict() for entry in _entries()]
     if as_json:
         print_json({"models": rows})
         return
@@ -47,19 +48,27 @@ def models_command(ctx: click.Context, as_json: bool) -> None:
 @json_option
 def fetch_command(name: str, as_json: bool) -> None:
     """Bring a model's files to this machine."""
-    entry = next((entry for entry in _entries() if entry.answers_to(name)), None)
+    with talk_only():
+        path = _fetch(name)
+    if as_json:
+        print_json({"name": path[0], "path": path[1]})
+    else:
+        click.echo(path[1])
+
+
+def _fetch(name: str) -> tuple[str, str]:
+    """The model's own name, and where its files are now."""
+    entries = _entries()
+    entry = next((entry for entry in entries if entry.answers_to(name)), None)
     if entry is None:
-        known = ", ".join(repr(e.name) for e in _entries()) or "none"
+        known = ", ".join(repr(entry.name) for entry in entries) or "none"
         raise UsageError(f"no model is named {name!r}; installed: {known}", hint="`qak models` lists them")
     path = entry.locate() if entry.locate is not None else None
     if path is None:
         if entry.fetch is None:
             raise UsageError(f"`{entry.name}` cannot be fetched", hint=entry.hint or None)
         path = entry.fetch(note)
-    if as_json:
-        print_json({"name": entry.name, "path": str(path)})
-    else:
-        click.echo(str(path))
+    return entry.name, str(path)
 
 
 @click.command("plan")
@@ -71,7 +80,8 @@ def plan_command(model: str | None, context: int | None, quant: str | None, as_j
     """Show what MODEL needs on this machine, nothing loaded."""
     from qwen_agent_kit.host import Host
 
-    made = Host(quant=quant).plan(model, context=context)
+    with talk_only():
+        made = Host(quant=quant).plan(model, context=context)
     if as_json:
         print_json(made.to_dict())
     else:

@@ -206,7 +206,7 @@ class _Printer:
         if not self._stream and result.output is not None:
             output = as_dict(result)["output"]
             text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False, indent=2)
-            click.echo(self._clean(text), file=self._out)
+            click.echo(self._clean(text), file=self._out, color=True)
         if result.stop_reason == "approval":
             for call in result.pending:
                 note(f"waits for approval: {call.id}: {call_line(call)}")
@@ -221,7 +221,7 @@ class _Printer:
             self.line()
         if text:  # noted first: Ctrl-C may come while it is written
             self._open_line = None if text.endswith("\n") else file
-        click.echo(text, nl=False, file=file)
+        click.echo(text, nl=False, file=file, color=True)  # data goes out as it is
 
     def line(self) -> None:
         """End the line that is being written."""

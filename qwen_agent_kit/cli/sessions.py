@@ -63,7 +63,7 @@ def show_command(name: str, as_json: bool) -> None:
         text = message.tool_result.text if message.tool_result else message.text
         media = "".join(f" [{part.kind}]" for part in message.media)
         calls = "".join(f"\n-> {call_line(call)}" for call in message.tool_calls)
-        click.echo(clean(f"{message.role}: {text}{media}{calls}"))
+        click.echo(clean(f"{message.role}: {text}{media}{calls}"), color=True)
     if stored.pending is not None:
         note(f"waits for approval: {', '.join(stored.pending.waiting)}")
 

@@ -279,6 +279,13 @@ def test_a_terminal_encoding_without_the_character(site: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "caf? ? ?\n"), done.stderr
 
 
+def test_a_piped_answer_is_untouched(site: Path) -> None:
+    """Where stdout is no terminal the answer goes out as it was written, sequences included."""
+    spec = scripted(site, "turns = ['red \\x1b[31m\\r\\n\\ttab']\n")
+    done = run_qak("run", "hi", "-m", spec, site=site)
+    assert done.stdout == "red \x1b[31m\r\n\ttab\n"
+
+
 def _start(*arguments: str, site: Path, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "qwen_agent_kit", *arguments],
