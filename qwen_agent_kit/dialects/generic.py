@@ -58,7 +58,7 @@ class Generic:
         parallel: bool = True,
         control: Mapping[str, int],
     ) -> str | None:
-        """One step, with one call at most: models of this kind repeat a call rather than making two; see ``Dialect``."""
+        """One step with one call at most: models of this kind repeat a call rather than making two."""
         del parallel
         return step(
             self,

@@ -119,7 +119,7 @@ def test_each_step_of_a_tool_loop_computes_only_what_is_new(model: LocalChatMode
 
 
 def test_a_template_that_rewrites_history_cuts_the_prefix_there(model: LocalChatModel) -> None:
-    """With thinking off Qwen3 begins a turn with an empty block that it leaves out of history: reuse ends right there."""
+    """Qwen3 with thinking off begins a turn with an empty block that history lacks: reuse ends right there."""
     messages = [Message("user", ("What is the weather in Bergen, then?",))]
     options: dict[str, Any] = {"tools": (get_weather,), "tool_choice": "required", "thinking": False}
     reply, first, _ = step(model, messages, sampling=Sampling(max_tokens=60, temperature=0.9, seed=1), **options)
