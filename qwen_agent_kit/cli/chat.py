@@ -12,7 +12,7 @@ import click
 
 from qwen_agent_kit.cli.approval import ask_person
 from qwen_agent_kit.cli.options import agent_options, media_parts, open_agent
-from qwen_agent_kit.cli.output import fault, note, plain, talk_only, waiting
+from qwen_agent_kit.cli.output import Keys, fault, note, plain, talk_only, waiting
 from qwen_agent_kit.cli.run import usage_line
 from qwen_agent_kit.cli.view import View
 from qwen_agent_kit.errors import QakError
@@ -50,10 +50,15 @@ class _Pause:
 
     def __init__(self) -> None:
         self.before: Callable[[], None] = lambda: None
+        self.keys = Keys()
 
     def ask(self, call: ToolCall) -> bool | str | None:
         self.before()
-        return ask_person(call)
+        self.keys.restore()
+        try:
+            return ask_person(call)
+        finally:
+            self.keys.hush()
 
 
 class _Terminal:
@@ -161,7 +166,9 @@ class _Terminal:
         result: RunResult | None = None
         before = len(self._chat.messages)
         with contextlib.ExitStack() as stack:
+            stack.callback(self._pause.keys.restore)
             stack.callback(view.close)
+            self._pause.keys.hush()
             here = stack.enter_context(waiting("..."))
             stack.enter_context(talk_only())
             stream = stack.enter_context(contextlib.closing(begin(what)))

@@ -111,6 +111,32 @@ def waiting(what: str) -> Iterator[Callable[[], None]]:
         stop()
 
 
+class Keys:
+    """Keys typed on the terminal are kept but not echoed, so that they cannot tear what is being drawn."""
+
+    def __init__(self) -> None:
+        self._saved: list[Any] | None = None
+
+    def hush(self) -> None:
+        """Echo nothing from now on; nothing happens where stdin is no terminal."""
+        if self._saved is not None or sys.platform == "win32" or sys.stdin is None or not sys.stdin.isatty():
+            return
+        import termios
+
+        self._saved = termios.tcgetattr(sys.stdin)
+        quiet = list(self._saved)
+        quiet[3] &= ~termios.ECHO  # the local modes, termios(3)
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+
+    def restore(self) -> None:
+        """Echo as before."""
+        saved, self._saved = self._saved, None
+        if saved is not None:
+            import termios
+
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, saved)
+
+
 def _count(what: str, over: threading.Event) -> None:
     shown = ""
     second = 0

@@ -141,7 +141,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(chat) -> None:
     terminal.line("go on for ever")
     terminal.expect("word3")
     terminal.type("\x03")
-    terminal.expect("stopped; this turn is not kept")
+    part = terminal.expect("stopped; this turn is not kept")
+    assert "^C" not in part
     terminal.line("next")
     terminal.expect("the next answer")
     terminal.line("/history")
@@ -171,6 +172,22 @@ def turns(request):
     screen = _screen(terminal.raw)
     for i in range(40):
         assert screen.count(f"paragraph {i}.") == 1, i
+
+
+def test_keys_do_not_tear_the_answer(chat) -> None:
+    """What is typed while an answer is written is not echoed into it, and is there at the next prompt."""
+    terminal = chat(SLOW + "turns = [words(60), 'the second answer']\n")
+    terminal.line("hello")
+    terminal.expect("word5 ")
+    before = len(terminal.raw)
+    terminal.type("typed ahead\n")
+    terminal.expect("word40 ")
+    assert "typed" not in terminal.raw[before:]
+    terminal.expect("you> ")
+    terminal.expect("typed ahead")
+    terminal.expect("the second answer")
+    terminal.line("/exit")
+    terminal.leaves(0)
 
 
 def test_approval_is_asked_in_the_chat(chat) -> None:
