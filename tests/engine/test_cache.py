@@ -397,6 +397,7 @@ class Traffic:
 
     def check(self) -> None:
         assert self.cache.used_bytes <= self.cache._room * LAYOUT.position_bytes
+        assert all(any(live is kept for kept in self.cache.lives) for live, _ in self.running)
         for live in self.cache.lives:
             verify(live)
 
