@@ -122,20 +122,25 @@ class Layer(nn.Module):
             q = q * step.query_scale
         step.kv.write(self._index, qk[:, heads:], v, step.start)
         keys, values = step.kv.read(self._index, step.end)
-        mask = step.mask
-        if self._window is not None:
-            mask = step.near
-            if n == 1:
-                keys, values = keys[-self._window :], values[-self._window :]
-        # The query heads that share a key head become rows of one attention: no key is copied for its group.
         group = heads // kv_heads
-        q = q.view(n, kv_heads, group, dim).permute(1, 2, 0, 3).reshape(1, kv_heads, group * n, dim)
-        if mask is not None and group > 1:
-            mask = mask.repeat(group, 1)
+        if n == 1:
+            if self._window is not None:
+                keys, values = keys[-self._window :], values[-self._window :]
+            # The query heads that share a key head are rows of one attention: no key is copied for its group.
+            mixed = F.scaled_dot_product_attention(
+                q.reshape(1, kv_heads, group, dim),
+                keys.transpose(0, 1).unsqueeze(0),
+                values.transpose(0, 1).unsqueeze(0),
+            )
+            return mixed.view(1, heads * dim)
+        shape = (kv_heads, group, step.end, dim)
         mixed = F.scaled_dot_product_attention(
-            q, keys.transpose(0, 1).unsqueeze(0), values.transpose(0, 1).unsqueeze(0), attn_mask=mask
+            q.reshape(n, kv_heads, group, dim).permute(1, 2, 0, 3),
+            keys.transpose(0, 1).unsqueeze(1).expand(shape),
+            values.transpose(0, 1).unsqueeze(1).expand(shape),
+            attn_mask=step.mask if self._window is None else step.near,
         )
-        return mixed.view(kv_heads, group, n, dim).permute(2, 0, 1, 3).reshape(n, heads * dim)
+        return mixed.permute(2, 0, 1, 3).reshape(n, heads * dim)
 
 
 class Decoder(nn.Module):
@@ -210,8 +215,9 @@ class Decoder(nn.Module):
         n = len(ids)
         x = (F.embedding(ids, self.embedding) if embeds is None else embeds).float()
         cos, sin = self._rotary(positions, self.dtype)
-        near = _causal(n, start, self.config.window) if self.config.window is not None else None
-        step = _Step(kv, start, start + n, cos, sin, _causal(n, start, None), near, self._log_n(start, n))
+        window, dtype = self.config.window, self.dtype
+        near = None if window is None else _causal(n, start, window, dtype)
+        step = _Step(kv, start, start + n, cos, sin, _causal(n, start, None, dtype), near, self._log_n(start, n))
         for layer in self.layers:
             x = layer(x, step)
         return x
@@ -226,11 +232,17 @@ class Decoder(nn.Module):
         return scale.to(self.dtype).view(n, 1, 1)
 
 
-def _causal(n: int, start: int, window: int | None) -> torch.Tensor | None:
-    """Which of the positions 0 to start + n each of the n rows sees: bool [n, start + n], None where it is all."""
+def _causal(n: int, start: int, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """Which of the positions 0 to start + n each of the n rows sees.
+
+    Returns:
+        [n, start + n], 0 where it sees and minus infinity where not; None for one row.
+    """
     if n == 1:
         return None
     rows = torch.arange(start, start + n).unsqueeze(1)
     columns = torch.arange(start + n).unsqueeze(0)
-    seen = columns <= rows
-    return seen if window is None else seen & (columns > rows - window)
+    hidden = columns > rows
+    if window is not None:
+        hidden |= columns <= rows - window
+    return torch.zeros(n, start + n, dtype=dtype).masked_fill_(hidden, -torch.inf)

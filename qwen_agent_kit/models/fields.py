@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from qwen_agent_kit.errors import ModelError
 
-__all__ = ["Fields", "read_json"]
+__all__ = ["Fields", "parse_json", "read_json", "read_text"]
 
 _LARGEST = 64 * 2**20
 
@@ -108,22 +108,47 @@ def read_json(path: Path, *, largest: int = _LARGEST) -> dict[str, Any]:
         ModelError: Where the file is missing, larger than ``largest`` bytes, not JSON, not an object, or holds NaN,
             an infinity or a key twice.
     """
+    return parse_json(_read(path, largest), path.name)
+
+
+def read_text(path: Path, *, largest: int = _LARGEST) -> str:
+    """The text that a UTF-8 file holds.
+
+    Raises:
+        ModelError: Where the file is missing, larger than ``largest`` bytes or not UTF-8.
+    """
     try:
-        if path.stat().st_size > largest:
-            raise ModelError(f"`{path.name}` has {path.stat().st_size} bytes; allowed: at most {largest}")
+        return _read(path, largest).decode()
+    except UnicodeDecodeError as error:
+        raise ModelError(f"`{path.name}` is not UTF-8", code="invalid_config") from error
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """The object that JSON text holds; see ``read_json``."""
+    try:
+        found = json.loads(data, parse_constant=_no_constant, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"`{name}` cannot be read: {_reason(error)}", code="invalid_config") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"`{name}` holds a {type(found).__name__}; allowed: an object", code="invalid_config")
+    return found
+
+
+def _read(path: Path, largest: int) -> bytes:
+    try:
         with path.open("rb") as file:
-            data = json.loads(file.read(largest + 1), parse_constant=_no_constant, object_pairs_hook=_object)
+            data = file.read(largest + 1)
     except FileNotFoundError as error:
         raise ModelError(f"`{path}` is missing", hint="a model directory holds it; fetch the model again") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"`{path.name}` cannot be read: {_reason(error)}", code="invalid_config") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"`{path.name}` holds a {type(data).__name__}; allowed: an object", code="invalid_config")
+    except OSError as error:
+        raise ModelError(f"`{path.name}` cannot be read: {error.strerror}") from error
+    if len(data) > largest:
+        raise ModelError(f"`{path.name}` has more than {largest} bytes, which is the most that is allowed")
     return data
 
 
 def _reason(error: BaseException) -> str:
-    return str(getattr(error, "strerror", None) or getattr(error, "msg", None) or error)[:200]
+    return str(getattr(error, "msg", None) or error)[:200]
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -12,19 +12,19 @@ from typing import Any
 
 from qwen_agent_kit.errors import ModelError
 
-__all__ = ["special_from_gguf", "tokenizer_from_gguf"]
+__all__ = ["QWEN_SPLIT", "added_token", "bpe_model", "byte_level", "special_from_gguf", "tokenizer_from_gguf"]
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _TAIL
+QWEN_SPLIT = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _TAIL
 _LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _TAIL
 _QWEN35 = (
     _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 _SPLITS = {
-    "qwen2": _QWEN2,
-    "deepseek-r1-qwen": _QWEN2,
+    "qwen2": QWEN_SPLIT,
+    "deepseek-r1-qwen": QWEN_SPLIT,
     "qwen35": _QWEN35,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
@@ -66,7 +66,10 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str = "the GGUF file
         parts = _sentencepiece(metadata, tokens, vocab, where)
     else:
         raise ModelError(f"`tokenizer.ggml.model` in `{where}` is {str(model)[:80]!r}; allowed: gpt2, llama")
-    added = [_added(token, vocab[token], kind == _CONTROL) for token, kind in _whole_tokens(tokens, kinds, vocab)]
+    added = [
+        added_token(token, vocab[token], special=kind == _CONTROL)
+        for token, kind in _whole_tokens(tokens, kinds, vocab)
+    ]
     if metadata.get("tokenizer.ggml.add_bos_token", model == "llama") is True:
         parts["post_processor"] = _leading(metadata, tokens, parts["post_processor"])
     return json.dumps(
@@ -87,7 +90,8 @@ def _strings(metadata: Mapping[str, Any], key: str, where: str) -> list[str]:
     return value
 
 
-def _added(content: str, index: int, special: bool) -> dict[str, Any]:
+def added_token(content: str, index: int, *, special: bool) -> dict[str, Any]:
+    """An entry of tokenizer.json's ``added_tokens``."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
     return {"id": index, "content": content, **flags}
 
@@ -99,11 +103,11 @@ def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int], where: str) 
     name = name or ""
     if name in _SPLITS:
         split = {"type": "Split", "pattern": {"Regex": _SPLITS[name]}, "behavior": "Isolated", "invert": False}
-        steps = [split, _bytes(use_regex=False)]
+        steps = [split, byte_level(use_regex=False)]
     elif name in _DIGITS:
-        steps = [{"type": "Digits", "individual_digits": True}, _bytes(use_regex=True)]
+        steps = [{"type": "Digits", "individual_digits": True}, byte_level(use_regex=True)]
     elif name in _PLAIN:
-        steps = [_bytes(use_regex=True)]
+        steps = [byte_level(use_regex=True)]
     else:
         allowed = ", ".join(sorted({*_SPLITS, *_DIGITS, *_PLAIN} - {""}))
         raise ModelError(f"`tokenizer.ggml.pre` in `{where}` is {str(name)[:80]!r}; allowed: {allowed}")
@@ -117,17 +121,19 @@ def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int], where: str) 
     return {
         "normalizer": {"type": "NFC"} if name in ("qwen2", "qwen35") else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-        "post_processor": _bytes(use_regex=False),
-        "decoder": _bytes(use_regex=True),
-        "model": _bpe(vocab, merges, ignore_merges=_SPLITS.get(name) == _LLAMA3),
+        "post_processor": byte_level(use_regex=False),
+        "decoder": byte_level(use_regex=True),
+        "model": bpe_model(vocab, merges, ignore_merges=_SPLITS.get(name) == _LLAMA3),
     }
 
 
-def _bytes(*, use_regex: bool) -> dict[str, Any]:
+def byte_level(*, use_regex: bool) -> dict[str, Any]:
+    """A byte-level step; with ``use_regex`` it splits as GPT-2 does."""
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": use_regex}
 
 
-def _bpe(vocab: dict[str, int], merges: list[list[str]], **more: Any) -> dict[str, Any]:
+def bpe_model(vocab: dict[str, int], merges: list[list[str]], **more: Any) -> dict[str, Any]:
+    """The ``model`` of a tokenizer.json."""
     model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
     return {**model, **more, "vocab": vocab, "merges": merges}
@@ -162,7 +168,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], vocab: dict[s
         "pre_tokenizer": None,
         "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": _bpe(vocab, merges, unk_token=name, fuse_unk=True, byte_fallback=True),
+        "model": bpe_model(vocab, merges, unk_token=name, fuse_unk=True, byte_fallback=True),
     }
 
 

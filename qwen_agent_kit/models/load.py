@@ -172,7 +172,14 @@ def _gguf(path: Path) -> tuple[DecoderConfig, Checkpoint, TextFiles]:
     return config, GGUFModel(file, heads=config.heads, kv_heads=config.kv_heads), texts
 
 
-_TEXTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_TEXTS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "qwen.tiktoken",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 
 
 def _directory(folder: Path) -> _Source:

@@ -9,7 +9,8 @@ from typing import Any
 
 from qwen_agent_kit.backends import Sampling
 from qwen_agent_kit.errors import ModelError, UsageError
-from qwen_agent_kit.models.fields import read_json
+from qwen_agent_kit.models.fields import parse_json, read_json, read_text
+from qwen_agent_kit.models.tiktoken_file import QWEN_TEMPLATE, tokenizer_from_tiktoken
 
 __all__ = ["TextFiles", "eos_from_gguf", "read_text_files"]
 
@@ -51,9 +52,11 @@ def read_text_files(folder: Path, config: Mapping[str, Any], vocab_size: int) ->
     Raises:
         ModelError: Names the file and the field.
     """
-    tokenizer = _tokenizer(folder)
+    tokenizer_json = _tokenizer_text(folder)
+    tokenizer = _tokenizer(tokenizer_json)
     settings = _optional(folder / "tokenizer_config.json")
-    if settings.get("auto_map") is not None:
+    own = config.get("model_type") == "qwen"  # its repositories name their own tokenizer's code, which is not needed
+    if settings.get("auto_map") is not None and not own:
         raise ModelError(
             "`auto_map` in `tokenizer_config.json` names code; allowed: nothing, since it is never run",
             hint="use another checkpoint",
@@ -61,13 +64,13 @@ def read_text_files(folder: Path, config: Mapping[str, Any], vocab_size: int) ->
         )
     generation = _optional(folder / "generation_config.json")
     special = {name: text for name in _SPECIAL if (text := _content(settings.get(name))) is not None}
-    template = _template(folder, settings)
+    template = _template(folder, settings) or (QWEN_TEMPLATE if own else None)
     eos = _ids(generation, "eos_token_id", "generation_config.json", vocab_size)
     eos += _ids(config, "eos_token_id", "config.json", vocab_size) if not eos else ()
     known = {str(t["content"]): int(t["id"]) for t in tokenizer.get("added_tokens") or ()}
     eos += tuple(known[name] for name in _turn_ends(template, special.get("eos_token")) if name in known)
     return TextFiles(
-        tokenizer_json=(folder / "tokenizer.json").read_text(encoding="utf-8"),
+        tokenizer_json=tokenizer_json,
         template=template,
         special=special,
         eos=tuple(dict.fromkeys(eos)),
@@ -75,15 +78,21 @@ def read_text_files(folder: Path, config: Mapping[str, Any], vocab_size: int) ->
     )
 
 
-def _tokenizer(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer.json"
-    tokenizer = read_json(path)
+def _tokenizer_text(folder: Path) -> str:
+    path, ranks = folder / "tokenizer.json", folder / "qwen.tiktoken"
+    if not path.is_file() and ranks.is_file():
+        return tokenizer_from_tiktoken(ranks)
+    return read_text(path)
+
+
+def _tokenizer(text: str) -> dict[str, Any]:
+    tokenizer = parse_json(text.encode(), "tokenizer.json")
     added = tokenizer.get("added_tokens") or []
     good = isinstance(added, list) and all(
         isinstance(t, dict) and isinstance(t.get("content"), str) and isinstance(t.get("id"), int) for t in added
     )
     if not isinstance(tokenizer.get("model"), dict) or not good:
-        raise ModelError(f"`{path.name}` is no tokenizer: its `model` or `added_tokens` is of the wrong shape")
+        raise ModelError("`tokenizer.json` is no tokenizer: its `model` or `added_tokens` is of the wrong shape")
     return tokenizer
 
 

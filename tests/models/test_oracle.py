@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import our_greedy, our_logits, random_prompts, their_greedy, their_logits, their_model
+from oracle import DenseKV, our_greedy, our_logits, random_prompts, their_greedy, their_logits, their_model
 
 from qwen_agent_kit.models import load_model
 from qwen_agent_kit.testing.models import tiny_model_dir
@@ -151,7 +151,6 @@ def test_three_axis_positions_equal_transformers(
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, "mrope_interleaved": interleaved}
     tiny_model_dir(tmp_path, family, rope_parameters=rope, eos_token_id=None)
     ours = load_model(tmp_path).model
-    from oracle import DenseKV
     from safetensors.torch import load_file
 
     given = {
@@ -176,3 +175,29 @@ def test_three_axis_positions_equal_transformers(
         hidden = theirs.eval()(input_ids=ids[None], position_ids=positions[:, None], use_cache=False).last_hidden_state
     found = ours.forward(ids, positions, DenseKV(), start=0, logits_from=0)
     torch.testing.assert_close(found, hidden[0] @ head.T, rtol=2e-4, atol=2e-4)
+
+
+def test_a_hook_on_the_first_linear_counts_positions(tmp_path: Path) -> None:
+    """Layers and their linears are modules: a forward hook sees each computed position once."""
+    tiny_model_dir(tmp_path, "qwen3")
+    model = load_model(tmp_path).model
+    seen: list[int] = []
+    model.layers[0].qkv.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    our_greedy(model, [1, 2, 3, 4, 5], 4, chunks=(2,))
+    assert seen == [2, 3, 1, 1, 1]
+
+
+def test_logits_are_the_callers(tmp_path: Path) -> None:
+    """float32, only the rows asked for, none where none are, and samplers may write into them."""
+    tiny_model_dir(tmp_path, "qwen3")
+    for quant in ("fp32", "bf16"):
+        model = load_model(tmp_path, quant=quant).model
+        ids, positions = torch.tensor([1, 2, 3]), torch.arange(3)
+        rows = {n: model.forward(ids, positions, DenseKV(), start=0, logits_from=n) for n in (0, 1, 3)}
+        assert [len(rows[n]) for n in (0, 1, 3)] == [3, 2, 0]
+        assert rows[1].dtype == torch.float32
+        torch.testing.assert_close(rows[1], rows[0][1:])
+        rows[1].masked_fill_(torch.ones_like(rows[1], dtype=torch.bool), -torch.inf)
+        embeds = model.embedding[ids]
+        given = model.forward(ids * 0, positions, DenseKV(), start=0, logits_from=0, embeds=embeds)
+        assert torch.equal(given, rows[0])

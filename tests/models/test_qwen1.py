@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 import torch
 from oracle import our_greedy, our_logits, random_prompts
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
-from qwen_agent_kit.models import load_model
-from qwen_agent_kit.testing.models import tiny_model_dir
+from qwen_agent_kit.errors import ModelError
+from qwen_agent_kit.models import load_model, tiktoken_file
+from qwen_agent_kit.testing.models import tiny_model_dir, tiny_tokenizer
 
 
 def reference(folder: Path, ids: list[int]) -> torch.Tensor:
@@ -83,3 +86,51 @@ def test_their_own_repository_is_no_remote_code(tmp_path: Path) -> None:
     named = {"AutoConfig": "configuration_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"}
     tiny_model_dir(tmp_path, "qwen", auto_map=named)
     assert load_model(tmp_path).config.model_type == "qwen"
+
+
+def ranks_of(data: dict[str, Any]) -> bytes:
+    """Qwen2.5's vocabulary, which is Qwen 1.0's, as the list of byte strings that it was made from."""
+    letters = {c: b for b, c in enumerate(tiktoken_file._letters())}
+    words = sorted(data["model"]["vocab"].items(), key=lambda item: item[1])
+    lines = (base64.b64encode(bytes(letters[c] for c in word)) + b" %d" % rank for word, rank in words)
+    return b"\n".join(lines)
+
+
+def test_the_tokenizer_comes_from_its_ranks(tmp_path: Path, qwen25_dir: Path) -> None:
+    """qwen.tiktoken gives the ids of Qwen2.5's tokenizer.json, which was made from the same ranks."""
+    (tmp_path / "qwen.tiktoken").write_bytes(ranks_of(json.loads((qwen25_dir / "tokenizer.json").read_text())))
+    ours = Tokenizer.from_str(tiktoken_file.tokenizer_from_tiktoken(tmp_path / "qwen.tiktoken"))
+    official = Tokenizer.from_file(str(qwen25_dir / "tokenizer.json"))
+    for text in (
+        "Hello, world! I'll 1234 \n\n x",
+        "\u4f60\u597d\uff0c\u4e16\u754c cafe\u0301",
+        "<|im_start|>user\nhi<|im_end|>\n",
+        "\x00 \U0001f44b",
+    ):
+        assert ours.encode(text).ids == official.encode(text).ids
+
+
+def test_a_directory_as_it_is_published_opens(tmp_path: Path) -> None:
+    """Ranks instead of tokenizer.json, code named in both configurations, ChatML without a template."""
+    data = json.loads(tiny_tokenizer(300))
+    folder = tiny_model_dir(tmp_path, "qwen", vocab_size=600, template=None)
+    (folder / "tokenizer.json").unlink()
+    (folder / "qwen.tiktoken").write_bytes(ranks_of(data))
+    named = {
+        "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
+        "tokenizer_class": "QWenTokenizer",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    loaded = load_model(folder)
+    tokenizer = Tokenizer.from_str(loaded.tokenizer_json)
+    assert loaded.eos == (514, tokenizer.token_to_id("<|im_end|>"))
+    assert "<|im_start|>" in (loaded.template or "")
+    assert tokenizer.decode(tokenizer.encode("any \u4f60 text").ids) == "any \u4f60 text"
+
+
+@pytest.mark.parametrize("text", [b"AA== 0", b"!!! 0", b"QQ==", b"QQ== x", b"\xff 1"])
+def test_broken_ranks_are_refused(tmp_path: Path, text: bytes) -> None:
+    """Lines that are none, and lists that lack single bytes."""
+    (tmp_path / "qwen.tiktoken").write_bytes(text)
+    with pytest.raises(ModelError, match=r"`qwen.tiktoken`"):
+        tiktoken_file.tokenizer_from_tiktoken(tmp_path / "qwen.tiktoken")
