@@ -42,6 +42,9 @@ def chat_command(**options: Any) -> int:
     console = Console(file=sys.stdout, highlight=False)
     pause = _Pause()
     with open_agent(options, ask=pause.ask) as agent:
+        assert agent.host is not None, "the command line gives its own"
+        with talk_only():
+            agent.host.target(options["model"])  # a name that means nothing is told now, not after the first message
         return _Terminal(console, agent, options["session"], pause).loop()
 
 

@@ -14,6 +14,7 @@ from typing import IO, Any
 import click
 
 __all__ = [
+    "Keys",
     "SCHEMA_VERSION",
     "fault",
     "json_option",

@@ -56,6 +56,8 @@ MISTAKES = (
     Mistake("latin-1 stdin", run(), ("not UTF-8", "byte 3", "hint: "), stdin="caf\xe9".encode("latin-1")),
     Mistake("prompt of broken bytes", ("run", "caf\udce9", "-m", "SPEC"), ("not UTF-8", "hint: ")),
     Mistake("unknown model", ("run", CANARY, "-m", "smollm3"), ("smollm3", "smollm2")),
+    Mistake("chat with an unknown model", ("chat", "-m", "smollm3"), ("smollm3", "smollm2")),
+    Mistake("chat with a bad session", ("chat", "-m", "SPEC", "--session", "../x"), ("session name",)),
     Mistake("empty model", ("run", CANARY, "-m", " "), ("' '",)),
     Mistake("missing model file", ("run", CANARY, "-m", "./none.gguf"), ("none.gguf", "hint: "), code=1),
     Mistake("no model file", ("run", CANARY, "-m", "script_0.py"), ("script_0.py",), code=1),
