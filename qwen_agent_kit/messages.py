@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -80,6 +79,8 @@ class Media:
     @property
     def digest(self) -> str | None:
         """The sha256 of the bytes, or None where the source still has to be read."""
+        import hashlib
+
         return hashlib.sha256(self.source).hexdigest() if isinstance(self.source, bytes) else None
 
     def found(self) -> Media:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from pathlib import Path
 
 from qwen_agent_kit.errors import UsageError
@@ -65,6 +64,8 @@ def safe_name(name: str, what: str) -> str:
 
 def write_private(path: Path, data: bytes) -> None:
     """Write ``path`` whole or not at all, mode 0600: a temporary file beside it, synced, then renamed."""
+    import tempfile  # it brings random, hashlib and shutil, which importing an Agent can do without
+
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

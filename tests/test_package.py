@@ -51,15 +51,24 @@ def test_importing_and_constructing_loads_nothing_heavy():
     assert _fresh(code).strip() == "[]"
 
 
-def test_importing_and_constructing_is_quick():
-    """Both together take under 150 ms, median of nine fresh interpreters."""
-    code = (
-        "import time\nbegan = time.perf_counter()\nfrom qwen_agent_kit import Agent, tool\nAgent()\n"
-        "print(time.perf_counter() - began)"
-    )
-    times = sorted(float(_fresh(code)) for _ in range(9))
-    # Beside other test workers the median says how busy the machine is; the quickest run is what the code costs.
-    assert (times[0] if "xdist" in sys.modules else statistics.median(times)) < 0.15, times
+def test_importing_and_constructing_loads_little():
+    """Both together load at most fifty modules of ours, and nothing large of others; `qak bench start` times it."""
+    code = "import sys\nfrom qwen_agent_kit import Agent, tool\nAgent()\nprint(*sys.modules)"
+    loaded = _fresh(code).split()
+    large = {
+        "pydantic",
+        "jinja2",
+        "tokenizers",
+        "httpx",
+        "numpy",
+        "rich",
+        "click",
+        "asyncio",
+        "huggingface_hub",
+        "sqlite3",
+    }
+    assert not large & set(loaded)
+    assert sum(name.startswith("qwen_agent_kit") for name in loaded) <= 50
 
 
 def test_no_module_loads_torch_at_the_top_but_engine_and_models():
@@ -118,7 +127,8 @@ def test_modules_and_functions_stay_short():
 def test_no_loose_ends():
     """No TODO, no stub, no bare exception handler, and every lint exception names its rule."""
     loose = re.compile(
-        r"\b(TODO|FIXME|XXX|NotImplementedError)\b|except Exception:\s*$|except:\s*$|type: ignore(?!\[)|noqa(?!:)",
+        r"\b(TODO|FIXME|XXX)\b|raise NotImplementedError"
+        r"|except Exception:\s*$|except:\s*$|type: ignore(?!\[)|noqa(?!:)",
         re.MULTILINE,
     )
     for path in [*MODULES, *SHIPPED]:

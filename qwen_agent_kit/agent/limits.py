@@ -13,7 +13,7 @@ from qwen_agent_kit.backends import Usage
 from qwen_agent_kit.errors import UsageError
 from qwen_agent_kit.messages import ToolCall
 
-__all__ = ["MAX_STEP", "Limits", "Meter"]
+__all__ = ["Limits", "MAX_STEP", "Meter"]
 
 MAX_STEP = 32_768
 """Tokens of one step of an engine that has no cap of its own."""

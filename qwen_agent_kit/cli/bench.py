@@ -37,8 +37,18 @@ _REPEATS = click.option(
     help="How often each part runs; the best run counts.",
 )
 
+_TIMES = click.option(
+    "--times",
+    type=click.IntRange(min=1),
+    default=15,
+    show_default=True,
+    metavar="N",
+    help="How many fresh processes; the median counts.",
+)
+
 _BENCHES: dict[str, tuple[str, str, tuple[Callable[..., Any], ...]]] = {
     "loop": ("qwen_agent_kit.bench.loop:measure", "The agent's loop, the model's work left out.", (_STEPS, _REPEATS)),
+    "start": ("qwen_agent_kit.bench.start:measure", "How soon importing, --help and a cold run are there.", (_TIMES,)),
 }
 
 

@@ -67,8 +67,8 @@ def address_of(tool: Tool) -> dict[str, str]:
 def _importable(module: ModuleType) -> bool:
     """Whether importing the module's name again, elsewhere, gives the same file."""
     name, file = module.__name__, getattr(module, "__file__", None)
-    parent = name.rpartition(".")[0]
-    if parent and parent not in sys.modules:
+    parent, top = name.rpartition(".")[0], name.partition(".")[0]
+    if parent and (parent not in sys.modules or PathFinder.find_spec(top) is None):
         return False
     known = sys.modules.get(name)
     path = getattr(sys.modules.get(parent), "__path__", None) if parent else None

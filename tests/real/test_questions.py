@@ -42,9 +42,7 @@ def drawn_tool(question: dict[str, Any], values: dict[str, int], rng: random.Ran
     return Tool(question["tool"], question["description"], schema, function)
 
 
-def ask(
-    question: dict[str, Any], others: list[dict[str, Any]], host: Host, model: Path, seed: int
-) -> tuple[bool, bool]:
+def ask(question: dict[str, Any], others: list[dict[str, Any]], host: Host, seed: int) -> tuple[bool, bool]:
     """Whether the value came back, and whether the right tool was called."""
     rng, values = random.Random(seed), {}
     tools = [drawn_tool(q, values, rng) for q in (question, *others)]
