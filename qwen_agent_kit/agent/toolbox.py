@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,7 +29,7 @@ __all__ = ["Toolbox", "find_media"]
 
 
 class Toolbox:
-    """Runs calls in threads that are kept from step to step.
+    """Runs calls, side by side in threads that are kept from step to step; one alone where it was asked for.
 
     Args:
         setup: The agent, resolved.
@@ -52,6 +54,11 @@ class Toolbox:
         self._loop = loop
         self._crew = Crew()
 
+    @property
+    def _alone(self) -> bool:
+        """Whether the run is driven by this thread alone, without a deadline."""
+        return self._loop is None and self._meter.deadline is None
+
     def close(self) -> None:
         """Let the threads go."""
         self._crew.close()
@@ -66,8 +73,12 @@ class Toolbox:
             yield ToolCalled(item.call)
         ended: queue.SimpleQueue[tuple[Planned, ToolResult, float] | None] = queue.SimpleQueue()
         running = {id(item): item for item in todo if item.result is None}
-        for item in running.values():
-            self._crew.submit(self._job(item), ended.put)
+        if len(running) == 1 and self._alone:
+            # Nobody could stop or overtake it: handing it to a thread would cost more than the rest of the step.
+            ended.put(contextvars.copy_context().run(self._job(*running.values())))
+        else:
+            for item in running.values():
+                self._crew.submit(self._job(item), ended.put)
         for item in todo:
             if item.result is not None:
                 yield _returned(item, item.result, 0.0)
@@ -108,6 +119,8 @@ class Toolbox:
             try:
                 result = self._setup.hooks.run_tool(call, tool, lambda: self._call(call, tool))
             except BaseException as error:  # noqa: BLE001  # whatever a plugin raises must not lose the call
+                if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                    raise  # the user's Ctrl-C, not the tool's
                 result = errand(call, f"`{tool.name}` failed: {type(error).__name__}")
             return item, result, (time.perf_counter() - start) * 1000
 
