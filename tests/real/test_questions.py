@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,14 @@ QUESTIONS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def host(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    patch = pytest.MonkeyPatch()
-    home = tmp_path_factory.mktemp("real-home")
-    folder = home / "cache" / "models" / "smollm2"
+@pytest.fixture
+def host(smollm2_gguf: Path, private_home: Path) -> Iterator[Host]:
+    """A host whose cache holds the real weights, as after `make demo`."""
+    folder = private_home / "cache" / "models" / "smollm2"
     folder.mkdir(parents=True)
     shutil.copy(smollm2_gguf, folder)
-    patch.setenv("QAK_HOME", str(home))
     with Host() as opened:
         yield opened
-    patch.undo()
 
 
 def drawn_tool(question: dict[str, Any], values: dict[str, int], rng: random.Random) -> Tool:
