@@ -219,8 +219,10 @@ class Host:
         return LocalChatModel(target.name, loaded, engine, chosen, dialect=dialect, sampling=sampling)
 
     def _engine(self, path: Path, chosen: Plan) -> tuple[LoadedModel, Engine]:
-        # Threads that spin at barriers collapse when another process takes a core; read when libgomp loads with torch.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # Threads that spin long at barriers collapse when another process takes a core, and those that never spin lose
+        # a fifth on a quiet machine (docs/benchmarks.md). libgomp reads this when it is loaded with torch.
+        if "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault("GOMP_SPINCOUNT", "3000")
         try:
             from qwen_agent_kit.engine import Engine
             from qwen_agent_kit.models import load_model

@@ -100,11 +100,12 @@ def _from_config(path: Path) -> Shape:
         heads=heads,
         kv_heads=_whole(data, "num_key_value_heads", path, heads),
         head_dim=_whole(data, "head_dim", path, hidden // heads),
-        intermediate=_whole(data, "intermediate_size", path),
+        # Qwen 1.0 counts gate and up together.
+        intermediate=_whole(data, "intermediate_size", path) // (2 if data.get("model_type") == "qwen" else 1),
         vocab=_whole(data, "vocab_size", path),
         context=_whole(data, "max_position_embeddings", path, _whole(data, "seq_length", path, 2048)),
         tied=bool(data.get("tie_word_embeddings", False)),
-        experts=_whole(data, "num_experts", path, 0),
+        experts=_whole(data, "num_experts", path, _whole(data, "num_local_experts", path, 0)),
         expert_intermediate=_whole(data, "moe_intermediate_size", path, 0),
         shared_intermediate=_whole(data, "shared_expert_intermediate_size", path, 0),
     )
@@ -133,7 +134,7 @@ def _from_gguf(path: Path) -> Shape:
         heads=heads,
         kv_heads=_whole(get, "attention.head_count_kv", path, heads),
         head_dim=_whole(get, "attention.key_length", path, hidden // heads),
-        intermediate=_whole(get, "feed_forward_length", path, 0),
+        intermediate=_whole(get, "feed_forward_length", path, 0) // (2 if arch == "qwen" else 1),
         vocab=_whole(get, "tokenizer.ggml.tokens", path, _whole(get, "vocab_size", path, 0)),
         context=_whole(get, "context_length", path),
         tied=all(tensor.name != "output.weight" for tensor in header.tensors),
