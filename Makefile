@@ -76,8 +76,9 @@ test-full: $(INSTALLED) $(MATERIAL)  ## the tests with their large counts
 mutants: $(INSTALLED) $(MATERIAL)  ## break the heart of the code on purpose; prints killed/total
 	@$(PY) tests/mutants/run.py $(ARGS)
 
-demo: $(INSTALLED) $(MATERIAL)  ## install, fetch the miniature, answer a question with a tool
-	@QAK_HOME="$${QAK_HOME:-$$(pwd)/.cache/home}" $(PY) examples/demo.py $(ARGS)
+demo: $(INSTALLED)  ## install, fetch the miniature, answer a question with a tool
+	@$(VENV)/bin/qak models fetch smollm2 >/dev/null
+	@$(PY) examples/demo.py $(ARGS)
 
 docs: $(INSTALLED)  ## the documentation, into site/
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet

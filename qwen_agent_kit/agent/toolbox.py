@@ -118,7 +118,7 @@ class Toolbox:
             start = time.perf_counter()
             try:
                 result = self._setup.hooks.run_tool(call, tool, lambda: self._call(call, tool))
-            except BaseException as error:  # noqa: BLE001  # whatever a plugin raises must not lose the call
+            except BaseException as error:  # whatever a plugin raises must not lose the call
                 if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                     raise  # the user's Ctrl-C, not the tool's
                 result = errand(call, f"`{tool.name}` failed: {type(error).__name__}")

@@ -1,31 +1,21 @@
-"""GGUF files: a header walk of our own with every count and offset checked, and the ``gguf`` package to dequantise.
-
-Format: github.com/ggml-org/ggml docs/gguf.md, versions 2 and 3, little-endian.
-"""
+"""GGUF files as weights: the checked header of ``placement.gguf``, and the ``gguf`` package to dequantise."""
 
 from __future__ import annotations
 
 import mmap
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
 from qwen_agent_kit.errors import ModelError
 from qwen_agent_kit.models.naming import Naming, naming_for
+from qwen_agent_kit.placement.gguf import GGUFTensor, read_gguf, refuse
 
 __all__ = ["GGUFFile", "GGUFModel"]
-
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-MAX_ITEMS = 2**22
-MAX_KEYS = 2**16
-MAX_TENSORS = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,48 +24,6 @@ class _Entry:
     shape: tuple[int, ...]
     offset: int
     size: int
-
-
-class _Cursor:
-    """Reads forward through a map; refuses to leave it."""
-
-    def __init__(self, data: mmap.mmap, name: str) -> None:
-        self._data, self._name = data, name
-        self.at = 0
-
-    def refuse(self, what: str) -> NoReturn:
-        raise ModelError(f"`{self._name}` {what}", hint="the file is damaged; fetch it again", code="invalid_weights")
-
-    def take(self, count: int) -> bytes:
-        end = self.at + count
-        if end > len(self._data):
-            self.refuse(f"ends in its header: {count} bytes are wanted at {self.at} of {len(self._data)}")
-        taken = self._data[self.at : end]
-        self.at = end
-        return taken
-
-    def number(self, form: str) -> Any:
-        return struct.unpack("<" + form, self.take(struct.calcsize("<" + form)))[0]
-
-    def text(self) -> str:
-        return self.take(self.number("Q")).decode("utf-8", errors="replace")
-
-    def value(self, kind: int, key: str) -> Any:
-        if kind == _STRING:
-            return self.text()
-        if kind in _SCALARS:
-            return self.number(_SCALARS[kind])
-        if kind != _ARRAY:
-            self.refuse(f"gives `{key}` the unknown type {kind}")
-        inner, count = self.number("I"), self.number("Q")
-        if count > MAX_ITEMS or inner == _ARRAY:
-            self.refuse(f"gives `{key}` {count} items or lists of lists; allowed: at most {MAX_ITEMS} plain items")
-        if inner == _STRING:
-            return [self.text() for _ in range(count)]
-        if inner not in _SCALARS:
-            self.refuse(f"gives `{key}` items of the unknown type {inner}")
-        form = f"<{count}{_SCALARS[inner]}"
-        return list(struct.unpack(form, self.take(struct.calcsize(form))))
 
 
 class GGUFFile:
@@ -87,68 +35,33 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # mmap refuses an empty file with ValueError
-            raise ModelError(f"`{path}` cannot be read: {getattr(error, 'strerror', None) or 'it is empty'}") from error
-        cursor = _Cursor(self._map, path.name)
-        magic, version = cursor.take(4), cursor.number("I")
-        if magic != b"GGUF" or version not in (2, 3):
-            cursor.refuse(f"begins with {magic!r}, version {version}; allowed: GGUF, 2 or 3, little-endian")
-        tensors, keys = cursor.number("Q"), cursor.number("Q")
-        if tensors > MAX_TENSORS or keys > MAX_KEYS:
-            cursor.refuse(f"says it has {tensors} tensors and {keys} keys; allowed: {MAX_TENSORS} and {MAX_KEYS}")
-        self.metadata = self._metadata(cursor, keys)
-        self.entries = self._table(cursor, tensors)
-
-    def _metadata(self, cursor: _Cursor, count: int) -> dict[str, Any]:
-        metadata: dict[str, Any] = {}
-        for _ in range(count):
-            key = cursor.text()
-            if key in metadata:
-                cursor.refuse(f"has the key `{key[:200]}` twice")
-            metadata[key] = cursor.value(cursor.number("I"), key[:200])
-        return metadata
-
-    def _table(self, cursor: _Cursor, count: int) -> dict[str, _Entry]:
-        raw = []
-        for _ in range(count):
-            name, dims = cursor.text(), cursor.number("I")
-            if not 1 <= dims <= 4:
-                cursor.refuse(f"gives `{name[:200]}` {dims} dimensions; allowed: 1 to 4")
-            sizes = [cursor.number("Q") for _ in range(dims)]
-            raw.append((name, tuple(reversed(sizes)), cursor.number("I"), cursor.number("Q")))
-        align = self.metadata.get("general.alignment", 32)
-        if not isinstance(align, int) or not 8 <= align <= 2**16 or align & (align - 1):
-            cursor.refuse(f"has the alignment {align!r}; allowed: a power of two from 8 to {2**16}")
-        base = -(-cursor.at // align) * align
-        entries: dict[str, _Entry] = {}
-        for name, shape, kind, offset in raw:
-            if name in entries:
-                cursor.refuse(f"has the tensor `{name[:200]}` twice")
-            entries[name] = self._entry(cursor, name[:200], shape, kind, base + offset)
+        header = read_gguf(path)
+        self.metadata = header.metadata
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.entries = {tensor.name: self._entry(tensor) for tensor in header.tensors}
         end = 0
-        for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+        for name, entry in sorted(self.entries.items(), key=lambda item: item[1].offset):
             if entry.offset < end:
-                cursor.refuse(f"says `{name[:200]}` begins at {entry.offset}, inside the tensor before it")
+                refuse(path.name, f"says `{name[:200]}` begins at {entry.offset}, inside the tensor before it")
             end = entry.offset + entry.size
-        return entries
 
-    def _entry(self, cursor: _Cursor, name: str, shape: tuple[int, ...], kind: int, offset: int) -> _Entry:
+    def _entry(self, tensor: GGUFTensor) -> _Entry:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+        name, shape = tensor.name[:200], tensor.shape
         try:
-            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
         except (ValueError, KeyError):
-            cursor.refuse(f"gives `{name}` the unknown type {kind}")
+            refuse(self.path.name, f"gives `{name}` the unknown type {tensor.kind}")
         count = prod(shape)
         if not 0 < count < 2**48 or shape[-1] % block:
-            cursor.refuse(f"gives `{name}` the shape {list(shape)}; rows must be whole blocks of {block}")
+            refuse(self.path.name, f"gives `{name}` the shape {list(shape)}; rows must be whole blocks of {block}")
         size = count // block * block_bytes
-        if offset + size > len(self._map):
-            cursor.refuse(f"says `{name}` ends at {offset + size}; the file has {len(self._map)} bytes")
-        return _Entry(kind, shape, offset, size)
+        end = tensor.offset + size
+        if end > len(self._map):
+            refuse(self.path.name, f"says `{name}` ends at {end}; the file has {len(self._map)} bytes")
+        return _Entry(tensor.kind, shape, tensor.offset, size)
 
     def read(self, name: str, index: int | None = None) -> torch.Tensor:
         """A tensor in float32, or one slice along its first axis.

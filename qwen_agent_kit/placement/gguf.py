@@ -1,94 +1,57 @@
-"""Reads the header of a GGUF file: metadata and where each tensor lies (GGUF v2 and v3, ggml docs/gguf.md).
+"""Reads the header of a GGUF file: metadata, and where each tensor lies.
 
-Every count, length and offset is checked against the file's size before anything is read or allocated by it.
+Every count, length and offset is checked against the file before anything is read or allocated by it. Format:
+github.com/ggml-org/ggml docs/gguf.md, versions 2 and 3, little-endian.
 """
 
 from __future__ import annotations
 
-import math
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from qwen_agent_kit.errors import ModelError
 
-__all__ = ["GgufHeader", "GgufTensor", "read_gguf"]
+__all__ = ["GGUFHeader", "GGUFTensor", "read_gguf", "refuse"]
 
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_MOST_STRING = 2**24
-_MOST_ITEMS = 2**22
+MAX_ITEMS = 2**22
+MAX_KEYS = 2**16
+MAX_TENSORS = 2**18
 
 
 @dataclass(frozen=True, slots=True)
-class GgufTensor:
-    """A tensor as the file has it.
-
-    ``shape`` is in rows-first order, ``kind`` is ggml's type number, ``offset`` counts from the file's beginning.
-    """
+class GGUFTensor:
+    """A tensor as the header has it: ``shape`` rows first, ``kind`` ggml's type number, ``offset`` in the file."""
 
     name: str
     shape: tuple[int, ...]
     kind: int
     offset: int
 
-    @property
-    def count(self) -> int:
-        """How many values it has."""
-        return math.prod(self.shape)
-
 
 @dataclass(frozen=True, slots=True)
-class GgufHeader:
-    """Metadata (arrays as lists, or as their length where arrays were skipped) and tensors."""
+class GGUFHeader:
+    """Metadata (arrays as lists, or as their lengths where they were skipped), tensors, and the file's size."""
 
-    meta: dict[str, Any]
-    tensors: tuple[GgufTensor, ...]
+    metadata: dict[str, Any]
+    tensors: tuple[GGUFTensor, ...]
     size: int
 
 
-class _Cursor:
-    def __init__(self, data: memoryview, size: int) -> None:
-        self.data, self.size, self.at = data, size, 0
+def refuse(name: str, what: str) -> NoReturn:
+    """Raise the error for a damaged file.
 
-    def take(self, count: int) -> memoryview:
-        if count > len(self.data) - self.at:
-            raise ValueError("the file ends inside its header")
-        self.at += count
-        return self.data[self.at - count : self.at]
-
-    def number(self, form: str) -> Any:
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
-
-    def text(self) -> str:
-        size = self.number("<Q")
-        if size > _MOST_STRING:
-            raise ValueError("a string is too long")
-        return bytes(self.take(size)).decode("utf-8", errors="replace")
-
-    def value(self, kind: int, arrays: bool) -> Any:
-        if kind == _STRING:
-            return self.text()
-        if kind in _SCALARS:
-            return self.number(_SCALARS[kind])
-        if kind != _ARRAY:
-            raise ValueError(f"a value has the unknown type {kind}")
-        inner, count = self.number("<I"), self.number("<Q")
-        if count > _MOST_ITEMS or (inner != _STRING and inner not in _SCALARS):
-            raise ValueError("an array is too long or nested")
-        if inner in _SCALARS:
-            width = struct.calcsize(_SCALARS[inner])
-            raw = self.take(count * width)
-            return list(struct.unpack(f"<{count}{_SCALARS[inner][1]}", raw)) if arrays else count
-        if arrays:
-            return [self.text() for _ in range(count)]
-        for _ in range(count):
-            self.take(self.number("<Q"))
-        return count
+    Raises:
+        ModelError: Always.
+    """
+    raise ModelError(f"`{name}` {what}", hint="the file is damaged; fetch it again", code="invalid_weights")
 
 
-def read_gguf(path: Path, *, arrays: bool = True) -> GgufHeader:
+def read_gguf(path: Path, *, arrays: bool = True) -> GGUFHeader:
     """The header of the file at ``path``.
 
     Args:
@@ -96,50 +59,97 @@ def read_gguf(path: Path, *, arrays: bool = True) -> GgufHeader:
         arrays: Whether arrays (the vocabulary) are read; otherwise only their lengths are kept.
 
     Raises:
-        ModelError: Where the file is missing or its header is broken.
+        ModelError: Names the file, and the key or tensor at fault.
     """
-    import mmap
-
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            data = memoryview(mapped)
-            try:
-                return _read(_Cursor(data, len(data)), arrays)
-            finally:
-                data.release()
-    except OSError as error:
-        raise ModelError(f"cannot read `{path.name}`: {error.strerror}", hint="check the path") from error
-    except (ValueError, struct.error, OverflowError) as error:
-        raise ModelError(f"`{path.name}` is not a readable GGUF file: {error}", hint="fetch it again") from error
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _header(_Cursor(data, path.name, arrays))
+    except (OSError, ValueError) as error:  # mmap refuses an empty file with ValueError
+        raise ModelError(f"`{path}` cannot be read: {getattr(error, 'strerror', None) or 'it is empty'}") from error
 
 
-def _read(cursor: _Cursor, arrays: bool) -> GgufHeader:
-    if bytes(cursor.take(4)) != b"GGUF" or cursor.number("<I") not in (2, 3):
-        raise ValueError("it does not begin with GGUF version 2 or 3")
-    tensors, pairs = cursor.number("<Q"), cursor.number("<Q")
-    if tensors > 2**20 or pairs > 2**16:
-        raise ValueError(f"it claims {tensors} tensors and {pairs} settings")
-    meta: dict[str, Any] = {}
-    for _ in range(pairs):
+class _Cursor:
+    """Reads forward through a map; refuses to leave it."""
+
+    def __init__(self, data: mmap.mmap, name: str, arrays: bool) -> None:
+        self._data, self._name, self._arrays = data, name, arrays
+        self.size = len(data)
+        self.at = 0
+
+    def refuse(self, what: str) -> NoReturn:
+        refuse(self._name, what)
+
+    def skip(self, count: int) -> int:
+        """Move on by ``count`` bytes; where the cursor was."""
+        start, end = self.at, self.at + count
+        if end > self.size:
+            self.refuse(f"ends in its header: {count} bytes are wanted at {start} of {self.size}")
+        self.at = end
+        return start
+
+    def take(self, count: int) -> bytes:
+        start = self.skip(count)
+        return self._data[start : self.at]
+
+    def number(self, form: str) -> Any:
+        return struct.unpack("<" + form, self.take(struct.calcsize("<" + form)))[0]
+
+    def text(self) -> str:
+        return self.take(self.number("Q")).decode("utf-8", errors="replace")
+
+    def value(self, kind: int, key: str) -> Any:
+        if kind == _STRING:
+            return self.text()
+        if kind in _SCALARS:
+            return self.number(_SCALARS[kind])
+        if kind != _ARRAY:
+            self.refuse(f"gives `{key}` the unknown type {kind}")
+        return self._array(key)
+
+    def _array(self, key: str) -> list[Any] | int:
+        inner, count = self.number("I"), self.number("Q")
+        if count > MAX_ITEMS or inner == _ARRAY:
+            self.refuse(f"gives `{key}` {count} items or lists of lists; allowed: at most {MAX_ITEMS} plain items")
+        if inner != _STRING and inner not in _SCALARS:
+            self.refuse(f"gives `{key}` items of the unknown type {inner}")
+        if inner == _STRING:
+            if self._arrays:
+                return [self.text() for _ in range(count)]
+            for _ in range(count):
+                self.skip(self.number("Q"))
+            return int(count)
+        form = f"<{count}{_SCALARS[inner]}"
+        raw = self.take(struct.calcsize(form))
+        return list(struct.unpack(form, raw)) if self._arrays else int(count)
+
+
+def _header(cursor: _Cursor) -> GGUFHeader:
+    magic, version = cursor.take(4), cursor.number("I")
+    if magic != b"GGUF" or version not in (2, 3):
+        cursor.refuse(f"begins with {magic!r}, version {version}; allowed: GGUF, 2 or 3, little-endian")
+    tensors, keys = cursor.number("Q"), cursor.number("Q")
+    if tensors > MAX_TENSORS or keys > MAX_KEYS:
+        cursor.refuse(f"says it has {tensors} tensors and {keys} keys; allowed: {MAX_TENSORS} and {MAX_KEYS}")
+    metadata: dict[str, Any] = {}
+    for _ in range(keys):
         key = cursor.text()
-        meta[key] = cursor.value(cursor.number("<I"), arrays)
-    rows = [_tensor(cursor) for _ in range(tensors)]
-    align = meta.get("general.alignment", 32)
-    if not isinstance(align, int) or not 0 < align <= 2**16:
-        raise ValueError(f"its alignment is {align!r}")
+        if key in metadata:
+            cursor.refuse(f"has the key `{key[:200]}` twice")
+        metadata[key] = cursor.value(cursor.number("I"), key[:200])
+    return GGUFHeader(metadata, _table(cursor, tensors, metadata.get("general.alignment", 32)), cursor.size)
+
+
+def _table(cursor: _Cursor, count: int, align: Any) -> tuple[GGUFTensor, ...]:
+    raw: dict[str, tuple[tuple[int, ...], int, int]] = {}
+    for _ in range(count):
+        name, dims = cursor.text(), cursor.number("I")
+        if not 1 <= dims <= 4:
+            cursor.refuse(f"gives `{name[:200]}` {dims} dimensions; allowed: 1 to 4")
+        if name in raw:
+            cursor.refuse(f"has the tensor `{name[:200]}` twice")
+        sizes = [cursor.number("Q") for _ in range(dims)]
+        raw[name] = (tuple(reversed(sizes)), cursor.number("I"), cursor.number("Q"))
+    if not isinstance(align, int) or not 8 <= align <= 2**16 or align & (align - 1):
+        cursor.refuse(f"has the alignment {align!r}; allowed: a power of two from 8 to {2**16}")
     base = -(-cursor.at // align) * align
-    if len({row.name for row in rows}) != len(rows):
-        raise ValueError("two tensors have one name")
-    placed = tuple(GgufTensor(row.name, row.shape, row.kind, base + row.offset) for row in rows)
-    for row in placed:
-        if row.offset >= cursor.size or row.count < 1 or row.count > 2**38:
-            raise ValueError(f"tensor {row.name[:80]!r} lies outside the file")
-    return GgufHeader(meta, placed, cursor.size)
-
-
-def _tensor(cursor: _Cursor) -> GgufTensor:
-    name, dims = cursor.text(), cursor.number("<I")
-    if not 1 <= dims <= 4:
-        raise ValueError(f"tensor {name[:80]!r} has {dims} dimensions")
-    shape = tuple(cursor.number("<Q") for _ in range(dims))
-    return GgufTensor(name, shape[::-1], cursor.number("<I"), cursor.number("<Q"))
+    return tuple(GGUFTensor(name, shape, kind, base + offset) for name, (shape, kind, offset) in raw.items())

@@ -122,7 +122,7 @@ def _whole(data: Mapping[str, Any], key: str, path: Path, default: int | None = 
 
 def _from_gguf(path: Path) -> Shape:
     header = read_gguf(path, arrays=False)
-    meta = header.meta
+    meta = header.metadata
     arch = str(meta.get("general.architecture", ""))
     get = {key.removeprefix(f"{arch}."): value for key, value in meta.items()}
     heads = _whole(get, "attention.head_count", path)
