@@ -112,8 +112,10 @@ def engine_steps(steps: int = 1_000, model: str | Path | None = None) -> list[Ro
         Row(f"a step at step {EARLY}, tiny engine and store", early.own, "ms/step"),
         Row(f"a step at step {len(found)}, tiny engine and store", late.own, "ms/step"),
         Row("the late step over the early one", late.own / early.own, "ratio", 1.5),
+        Row("the same with the layers", (late.own + late.layers) / (early.own + early.layers), "ratio", 1.5),
         Row(f"the template's text at step {EARLY}", early.template, "ms/step"),
         Row(f"the template's text at step {len(found)}", late.template, "ms/step"),
+        Row(f"the layers at step {EARLY}", early.layers, "ms/step"),
         Row(f"the layers at step {len(found)}", late.layers, "ms/step"),
     ]
 
