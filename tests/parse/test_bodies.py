@@ -173,7 +173,7 @@ def test_only_parameters_of_the_tool_end_an_unclosed_value() -> None:
 
 @pytest.mark.parametrize("dialect", ["hermes", "xml"])
 def test_reading_is_linear(dialect: str) -> None:
-    """A large argument in small pieces costs a few microseconds a piece."""
+    """A large argument in small pieces costs the same for each; reading it anew each time would take minutes."""
     value = "line <b> of text\n" * 5_000
     body = json.dumps({"name": "f", "arguments": {"a": value}})
     if dialect == "xml":
@@ -182,4 +182,4 @@ def test_reading_is_linear(dialect: str) -> None:
     pieces = [turn[at : at + 4] for at in range(0, len(turn), 4)]
     begun = time.perf_counter()
     assert parse(pieces, dialect=dialect).good == [("f", {"a": value})]
-    assert (time.perf_counter() - begun) / len(pieces) < 100e-6
+    assert (time.perf_counter() - begun) / len(pieces) < 1e-3

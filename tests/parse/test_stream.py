@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from itertools import pairwise
 
 import pytest
@@ -253,17 +252,6 @@ def test_f18_without_tools_the_tags_of_calls_are_text(control: bool) -> None:
     outcome = parse(as_control([turn]) if control else list(turn), control=control, calls=None)
     assert (outcome.reasoning, outcome.content) == (f"a {WEATHER}", f"Like this: {WEATHER}, or <tool_call>.")
     assert (outcome.calls, outcome.truncated) == ([], "")
-
-
-def test_speed() -> None:
-    """A piece of plain text costs far less than the 10 µs that decoding, parsing and events may take together."""
-    pieces = [Piece(text) for text in ("The", " quick", " brown", " fox", ",", " jumps", ".\n", " <b", ">")] * 600
-    for tags in (frozenset(), frozenset(TAGS)):
-        parser = StreamParser(dialects.get("hermes"), control_tags=tags, new_id=lambda: "id")
-        begun = time.perf_counter()
-        for piece in pieces:
-            parser.feed(piece)
-        assert (time.perf_counter() - begun) / len(pieces) < 30e-6
 
 
 JSON = st.recursive(
