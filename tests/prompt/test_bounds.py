@@ -104,8 +104,8 @@ BOMBS = {
     "{% set n.g = n.g | map('string') %}{% endfor %}{{ n.g | list }}",
     "generators in a cycler": "{% set n = namespace(c=cycler(1)) %}{% for i in range(99999) %}"
     "{% set n.c = cycler(n.c | map('string')) %}{% endfor %}",
-    "comparison": "{% set a = [1] * 999999 %}{% set b = [1] * 999999 %}" + "{{ a == b and a < b }}" * 2000,
-    "comparison by a test": "{% set a = [1] * 999999 %}{% set b = [1] * 999999 %}" + "{{ a is eq(b) }}" * 2000,
+    "comparison": "{% set a = [1] * 999999 %}{% set b = [1] * 999999 %}" + "{{ a == b and a < b }}" * 4000,
+    "comparison by a test": "{% set a = [1] * 999999 %}{% set b = [1] * 999999 %}" + "{{ a is eq(b) }}" * 6000,
     "import": "{% import 'os' as os %}{{ os }}",
     "include": "{% include '/etc/passwd' %}",
 }  # fmt: skip
