@@ -9,25 +9,27 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from qwen_agent_kit.dialects.base import Definition, Thinking, ToolChoice
+from qwen_agent_kit.dialects.base import Definition
 from qwen_agent_kit.dialects.hermes import json_call
-from qwen_agent_kit.dialects.lark import step
+from qwen_agent_kit.dialects.lark import Rules
+from qwen_agent_kit.dialects.tagged import Tagged
 
 __all__ = ["Generic"]
 
 
 @dataclass(frozen=True, slots=True)
-class Generic:
+class Generic(Tagged):
     """JSON between text delimiters."""
 
     name: str = "generic"
-    call_open: str = "<tool_call>"
-    call_close: str = "</tool_call>"
-    think_open: str = "<think>"
-    think_close: str = "</think>"
     call_body: Literal["json", "xml"] = "json"
+
+    several: ClassVar[bool] = False
+    """Models of this kind repeat a call rather than making two."""
+
+    gap: ClassVar[str] = ""
 
     def tools_prompt(self, tools: Sequence[Definition]) -> str:
         """One line per tool, then the form of a call, shown with the first tool."""
@@ -48,29 +50,8 @@ class Generic:
     def render_result(self, text: str) -> str:
         return f"The tool's result is: {text}\nTell me this result in one sentence."
 
-    def grammar(
-        self,
-        tools: Sequence[Definition],
-        *,
-        tool_choice: ToolChoice = "auto",
-        output_schema: Mapping[str, Any] | None = None,
-        thinking: Thinking = "no",
-        parallel: bool = True,
-        control: Mapping[str, int],
-    ) -> str | None:
-        """One step with one call at most: models of this kind repeat a call rather than making two."""
-        del parallel
-        return step(
-            self,
-            tools,
-            tool_choice=tool_choice,
-            output_schema=output_schema,
-            thinking=thinking,
-            parallel=False,
-            control=control,
-            call=json_call,
-            gap="",
-        )
+    def call_rule(self, rules: Rules, name: str, function: Mapping[str, Any]) -> str:
+        return json_call(rules, name, function)
 
 
 def _signature(function: Mapping[str, Any]) -> str:

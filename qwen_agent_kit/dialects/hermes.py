@@ -14,21 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qwen_agent_kit.dialects.base import Definition, Thinking, ToolChoice
-from qwen_agent_kit.dialects.lark import Rules, parameters_of, quote, step
+from qwen_agent_kit.dialects.base import Definition
+from qwen_agent_kit.dialects.lark import Rules, parameters_of, quote
+from qwen_agent_kit.dialects.tagged import Tagged
 
 __all__ = ["Hermes", "json_call"]
 
 
 @dataclass(frozen=True, slots=True)
-class Hermes:
+class Hermes(Tagged):
     """JSON in ``<tool_call>``."""
 
     name: str = "hermes"
-    call_open: str = "<tool_call>"
-    call_close: str = "</tool_call>"
-    think_open: str = "<think>"
-    think_close: str = "</think>"
     call_body: Literal["json", "xml"] = "json"
 
     def tools_prompt(self, tools: Sequence[Definition]) -> str:
@@ -48,31 +45,8 @@ class Hermes:
         body = json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
         return f"{self.call_open}\n{body}\n{self.call_close}"
 
-    def render_result(self, text: str) -> str:
-        return f"<tool_response>\n{text}\n</tool_response>"
-
-    def grammar(
-        self,
-        tools: Sequence[Definition],
-        *,
-        tool_choice: ToolChoice = "auto",
-        output_schema: Mapping[str, Any] | None = None,
-        thinking: Thinking = "no",
-        parallel: bool = True,
-        control: Mapping[str, int],
-    ) -> str | None:
-        """One step; see ``Dialect.grammar``."""
-        return step(
-            self,
-            tools,
-            tool_choice=tool_choice,
-            output_schema=output_schema,
-            thinking=thinking,
-            parallel=parallel,
-            control=control,
-            call=json_call,
-            gap="\n",
-        )
+    def call_rule(self, rules: Rules, name: str, function: Mapping[str, Any]) -> str:
+        return json_call(rules, name, function)
 
 
 def json_call(rules: Rules, name: str, function: Mapping[str, Any]) -> str:

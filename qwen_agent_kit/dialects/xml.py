@@ -18,22 +18,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qwen_agent_kit.dialects.base import Definition, Thinking, ToolChoice
-from qwen_agent_kit.dialects.lark import step
+from qwen_agent_kit.dialects.base import Definition
+from qwen_agent_kit.dialects.lark import Rules
+from qwen_agent_kit.dialects.tagged import Tagged
 from qwen_agent_kit.dialects.xml_values import xml_call
 
 __all__ = ["Xml"]
 
 
 @dataclass(frozen=True, slots=True)
-class Xml:
+class Xml(Tagged):
     """``<function=...>`` and ``<parameter=...>`` in ``<tool_call>``."""
 
     name: str = "xml"
-    call_open: str = "<tool_call>"
-    call_close: str = "</tool_call>"
-    think_open: str = "<think>"
-    think_close: str = "</think>"
     call_body: Literal["json", "xml"] = "xml"
 
     def tools_prompt(self, tools: Sequence[Definition]) -> str:
@@ -54,28 +51,5 @@ class Xml:
             lines += [f"<parameter={key}>", text, "</parameter>"]
         return "\n".join([*lines, "</function>", self.call_close])
 
-    def render_result(self, text: str) -> str:
-        return f"<tool_response>\n{text}\n</tool_response>"
-
-    def grammar(
-        self,
-        tools: Sequence[Definition],
-        *,
-        tool_choice: ToolChoice = "auto",
-        output_schema: Mapping[str, Any] | None = None,
-        thinking: Thinking = "no",
-        parallel: bool = True,
-        control: Mapping[str, int],
-    ) -> str | None:
-        """One step; see ``Dialect.grammar``."""
-        return step(
-            self,
-            tools,
-            tool_choice=tool_choice,
-            output_schema=output_schema,
-            thinking=thinking,
-            parallel=parallel,
-            control=control,
-            call=xml_call,
-            gap="\n",
-        )
+    def call_rule(self, rules: Rules, name: str, function: Mapping[str, Any]) -> str:
+        return xml_call(rules, name, function)
