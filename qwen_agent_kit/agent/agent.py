@@ -93,6 +93,9 @@ class Agent:
     def __post_init__(self) -> None:
         if isinstance(self.tools, str) or isinstance(self.models, str):
             raise UsageError("`tools` or `models` is a string; allowed: a list")
+        for name in ("tools", "models"):
+            if not isinstance(getattr(self, name), Iterable):
+                raise UsageError(f"`{name}` is a {type(getattr(self, name)).__name__}; allowed: a list")
         candidates_of(self.model, self.models)
         tools = ToolSet(self._offered(value) if isinstance(value, str) else value for value in self.tools)
         _set(self, "models", tuple(self.models))
@@ -299,6 +302,8 @@ def _check_fields(agent: Agent, tools: ToolSet) -> None:
     thinking: Any = agent.thinking
     if not (thinking is None or isinstance(thinking, bool) or (isinstance(thinking, int) and thinking >= 0)):
         raise UsageError(f"`thinking` is {thinking!r}; allowed: None, True, False or a number of tokens")
+    if agent.host is not None and not hasattr(agent.host, "open"):
+        raise UsageError(f"`host` is a {type(agent.host).__name__}; allowed: Host(...)")
     if agent.approve is not None and not callable(agent.approve):
         raise UsageError(f"`approve` is a {type(agent.approve).__name__}; allowed: a function of the call")
     if agent.tool_choice not in ("auto", "none", "required", *tools):

@@ -22,6 +22,8 @@ def run_batch(
     """
     if isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= 256:
         raise UsageError(f"`concurrency` is {concurrency!r}; allowed: a whole number from 1 to 256")
+    if isinstance(prompts, str):
+        raise UsageError("`prompts` is a string; allowed: a list of prompts", hint="run() takes a single one")
     todo = list(prompts)
     results: list[Any] = [None] * len(todo)
     lock, stop = threading.Lock(), threading.Event()

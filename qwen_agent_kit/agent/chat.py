@@ -200,7 +200,19 @@ class Chat:
                 f"decisions are for {unknown or 'no call'}; waiting: {', '.join(map(repr, self._open.waiting))}",
                 hint="chat.resume({call_id: True or False})",
             )
+        self._refuse_unarmed(decided)
         return self._starter(None, Open(self._open.waiting, self._open.results, decided), wanted)
+
+    def _refuse_unarmed(self, decided: Mapping[str, bool | str]) -> None:
+        """An approval is not spent on a call that this agent could not run."""
+        armed = {tool.name for tool in self._agent.tools}
+        for call in self._messages[-1].tool_calls:
+            if decided.get(call.id) is True and call.name not in armed:
+                raise UsageError(
+                    f"the approved call is of the tool {call.name!r}; armed: {', '.join(sorted(armed)) or 'none'}",
+                    hint="arm the tool that the conversation had; the call keeps waiting",
+                    code="tool_not_armed",
+                )
 
     def _starter(self, message: Message | None, waiting: Open | None, output: OutputType | None) -> Start:
         def start(cancel: Cancel, loop: asyncio.AbstractEventLoop | None) -> Generator[Event, None, None]:

@@ -32,7 +32,8 @@ class Sampling:
         logit_bias: Added to the logits of ids; -100 to 100.
         logprobs: How many alternatives are reported per token, None for none.
         stop: Strings at which the text ends; they are not part of it.
-        seed: Makes drawing repeatable for this request, whatever runs beside it.
+        seed: Makes drawing repeatable for this request, whatever runs beside it. Exact in float32; in the other schemes
+            kernels round by chunk, so that a warmer cache can tip a near tie.
         max_tokens: The most tokens to generate; None takes the engine's default, which usage reports.
 
     Raises:

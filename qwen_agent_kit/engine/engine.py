@@ -6,12 +6,13 @@ exception inside the work of one request ends that request alone; one outside en
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -125,6 +126,7 @@ class Engine:
             SchemaError: For a grammar that is refused, or that ``max_tokens`` cannot fulfil.
             EngineError: ``queue_full``, or where the engine was closed or has died.
         """
+        _check_types(sampling, grammar, budget, deadline)
         content = self._prompts.read(prompt)
         sampling = (sampling or Sampling()).over(self._defaults)
         max_tokens = self._most_tokens(len(content.ids), sampling.max_tokens)
@@ -152,7 +154,7 @@ class Engine:
             raise UsageError(
                 f"the prompt has {prompt} tokens; allowed: at most {most - 1} (context {self.context}, and what the KV "
                 "budget holds)",
-                hint="shorten the conversation, or open the model with a larger `context`",
+                hint="shorten the conversation, or open the model with a larger `context` where it was trained for one",
                 code="context_length_exceeded",
             )
         return min(DEFAULT_MAX_TOKENS if asked is None else asked, most - prompt)
@@ -166,6 +168,20 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _check_types(sampling: Any, grammar: Any, budget: Any, deadline: Any) -> None:
+    """Refuse at submission what would otherwise fail on the engine's thread."""
+    real = isinstance(deadline, int | float) and not isinstance(deadline, bool) and not math.isnan(deadline)
+    wrong = {
+        "sampling": (sampling, isinstance(sampling, Sampling), "Sampling(...)"),
+        "grammar": (grammar, isinstance(grammar, str), "a grammar text"),
+        "budget": (budget, isinstance(budget, SpanBudget), "SpanBudget(...)"),
+        "deadline": (deadline, real, "a number on time.monotonic()"),
+    }
+    for name, (value, fits, allowed) in wrong.items():
+        if value is not None and not fits:
+            raise UsageError(f"`{name}` is a {type(value).__name__}; allowed: {allowed}")
 
 
 class _Worker:

@@ -152,4 +152,7 @@ def _table(cursor: _Cursor, count: int, align: Any) -> tuple[GGUFTensor, ...]:
     if not isinstance(align, int) or not 8 <= align <= 2**16 or align & (align - 1):
         cursor.refuse(f"has the alignment {align!r}; allowed: a power of two from 8 to {2**16}")
     base = -(-cursor.at // align) * align
+    for name, (_, _, offset) in raw.items():
+        if base + offset >= cursor.size:
+            cursor.refuse(f"says `{name[:200]}` begins at {base + offset}; the file has {cursor.size} bytes")
     return tuple(GGUFTensor(name, shape, kind, base + offset) for name, (shape, kind, offset) in raw.items())

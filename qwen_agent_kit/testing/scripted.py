@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from qwen_agent_kit.backends import CallDelta, CallDone, Capabilities, ChatRequest, Delta, Finish
+from qwen_agent_kit.errors import UsageError
 from qwen_agent_kit.events import ReasoningDelta, TextDelta
 from qwen_agent_kit.messages import Reasoning, Text, ToolCall
 
@@ -50,6 +51,8 @@ class ScriptedModel:
     ) -> None:
         if isinstance(turns, str):
             turns = (turns,)
+        if not callable(turns) and not isinstance(turns, Iterable):
+            raise UsageError(f"`turns` is a {type(turns).__name__}; allowed: a list of turns, or a function")
         self.requests: list[ChatRequest] = []
         self.cancelled = 0
         self._every = turns if callable(turns) else None

@@ -312,3 +312,22 @@ def test_f40_may_be_switched_off(loaded: Any) -> None:
         generation = engine.submit([0], Sampling(max_tokens=1100))
         assert len(list(generation)) == 1100
         assert generation.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"deadline": "soon"}, "deadline"),
+        ({"deadline": float("nan")}, "deadline"),
+        ({"deadline": True}, "deadline"),
+        ({"grammar": 5}, "grammar"),
+        ({"budget": 5}, "budget"),
+        ({"sampling": {"max_tokens": 2}}, "sampling"),
+    ],
+)
+def test_a_wrong_type_is_refused_at_submission(options: dict, name: str) -> None:
+    """It never reaches the engine's thread, where it could end other requests."""
+    with Engine(small_loaded()) as engine:
+        with pytest.raises(UsageError, match=f"`{name}`"):
+            engine.submit([1, 2, 3], **options)
+        assert len(list(engine.submit([1, 2, 3], Sampling(max_tokens=2)))) == 2

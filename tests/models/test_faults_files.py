@@ -243,7 +243,7 @@ def test_f13_mutated_gguf_at_length(good: Path, tmp_path: Path) -> None:
         (lambda d: d[:16] + struct.pack("<Q", 2**60) + d[24:], "tensors and"),
         (lambda d: d[:24] + struct.pack("<Q", 2**60) + d[32:], "ends in its header"),
         (lambda d: d[:2000], "ends in its header"),
-        (lambda d: d[:-5000], "ends at"),
+        (lambda d: d[:-5000], "(begins|ends) at"),
     ],
 )
 def test_f13_damaged_gguf_headers(good: Path, tmp_path: Path, damage: Callable[[bytes], bytes], says: str) -> None:
