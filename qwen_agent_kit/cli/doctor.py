@@ -29,7 +29,7 @@ _NEEDED = {
 def doctor_command(cache: bool, as_json: bool) -> int:
     """Check this installation; exit code 1 where something is broken."""
     with talk_only():  # what a plugin prints when imported is talk, not data
-        rows = [*_base(), *_settings(), *_packages(), *_plugins(), *_models()]
+        rows = [*_base(), *_settings(), *_packages(), *_plugins(), *_models(), *_sessions()]
         if cache:
             rows += _caches()
     if as_json:
@@ -122,6 +122,19 @@ def _models() -> list[_Row]:
             continue
         rows.append((f"model {entry.name}", *(("ok", str(path), "") if path else ("missing", "not here", entry.hint))))
     return rows
+
+
+def _sessions() -> list[_Row]:
+    """Whether the conversations can be read, where there are any."""
+    from qwen_agent_kit.paths import data_dir
+    from qwen_agent_kit.store import Store
+
+    try:
+        if not (data_dir("sessions") / "store.sqlite3").exists():
+            return []
+        return [("sessions", "ok", f"{len(Store().list())} conversations", "")]
+    except QakError as error:
+        return [("sessions", "broken", error.message, error.hint or "")]
 
 
 def _caches() -> list[_Row]:

@@ -136,6 +136,18 @@ def test_doctor_says_what_is_broken(site: Path, private_home: Path) -> None:
     assert checks["model pond"]["state"] == "broken"
 
 
+def test_doctor_reads_the_conversations(site: Path, private_home: Path) -> None:
+    """A store that is no database is a row with a cure; a sound one says how many conversations it holds."""
+    folder = private_home / "data" / "sessions"
+    folder.mkdir(parents=True)
+    (folder / "store.sqlite3").write_bytes(b"no database" * 100)
+    checks = {row["what"]: row for row in _json("doctor", site=site, code=1)["checks"]}
+    assert checks["sessions"]["state"] == "broken"
+    assert checks["sessions"]["cure"]
+    (folder / "store.sqlite3").unlink()
+    assert "sessions" not in {row["what"] for row in _json("doctor", site=site)["checks"]}
+
+
 def test_doctor_where_nothing_can_be_written(site: Path) -> None:
     """A root that cannot be is told with its cure, and the other checks are made."""
     checks = {row["what"]: row for row in _json("doctor", "--cache", site=site, code=1, QAK_HOME="/dev/null")["checks"]}
