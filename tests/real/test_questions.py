@@ -73,6 +73,6 @@ def test_the_drawn_value_comes_back(host: Host) -> None:
 @pytest.mark.full
 @pytest.mark.real
 def test_three_tools_are_counted(host: Host) -> None:
-    """With three tools the model has to choose; what it manages is printed, and calls are always well formed."""
+    """With three tools the model has to choose; what it manages is printed."""
     answered, called = count(host, others=2, seed=2)
     assert 0 < answered <= called <= 20

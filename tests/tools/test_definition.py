@@ -252,7 +252,9 @@ def test_no_docstring_breaks_a_tool(doc: str) -> None:
         return a
 
     f.__doc__ = doc
-    json.dumps(tool(f).definition())
+    function = json.loads(json.dumps(tool(f).definition()))["function"]
+    assert isinstance(function["description"], str)
+    assert set(function["parameters"]["properties"]) == {"a"}
 
 
 class Cat(BaseModel):
