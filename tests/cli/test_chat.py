@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -59,6 +60,15 @@ class Terminal:
         """Type a line at the prompt."""
         self.expect("you> ")
         self.type(text + "\n")
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C at the prompt, again where it had no effect: readline loses one that comes between two waits."""
+        for _ in range(10):
+            self.type("\x03")
+            with contextlib.suppress(AssertionError):
+                self.expect("you> ", seconds=3)
+                return
+        raise AssertionError(f"ten times Ctrl-C and no prompt: {self.shown[self._seen :]!r}")
 
     def leaves(self, code: int = 0) -> None:
         """Wait for the end."""
@@ -149,8 +159,10 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(chat) -> None:
     history = terminal.expect("the next answer")
     assert "go on for ever" not in history
     terminal.expect("you> ")
-    terminal.type("half a line\x03")
-    terminal.line("/exit")
+    terminal.type("half a line")
+    terminal.expect("half a line")
+    terminal.interrupt()
+    terminal.type("/exit\n")
     terminal.leaves(0)
     assert "Traceback" not in terminal.shown
 
