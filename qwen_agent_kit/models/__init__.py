@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qwen_agent_kit.models.config import DecoderConfig, config_from
-from qwen_agent_kit.models.decoder import Decoder, KeyValues
+from qwen_agent_kit.models.decoder import Decoder, KeyValues, Segment
 from qwen_agent_kit.models.gguf_tokenizer import tokenizer_from_gguf
 from qwen_agent_kit.models.linear import Linear, make_linear
 from qwen_agent_kit.models.load import LoadedModel, load_model
@@ -15,6 +15,7 @@ __all__ = [
     "KeyValues",
     "Linear",
     "LoadedModel",
+    "Segment",
     "WeightCache",
     "config_from",
     "load_model",

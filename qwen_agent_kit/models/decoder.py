@@ -7,6 +7,7 @@ of bits, files, requests or text.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from qwen_agent_kit.models.linear import Linear
 from qwen_agent_kit.models.moe import MLP, SparseMLP
 from qwen_agent_kit.models.rope import Rotary, rotate
 
-__all__ = ["Decoder", "KeyValues", "Layer", "RMSNorm"]
+__all__ = ["Decoder", "KeyValues", "Layer", "RMSNorm", "Segment"]
 
 
 class KeyValues(Protocol):
@@ -30,6 +31,23 @@ class KeyValues(Protocol):
 
     def read(self, layer: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [end, kv_heads, head_dim] of the first ``end`` positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The rows of one sequence in a batch.
+
+    Args:
+        kv: Gets the new keys and values, and gives all so far.
+        start: How many positions of the sequence come before.
+        count: How many rows are its own.
+        wanted: Of how many of them, counted from the last, the logits are wanted.
+    """
+
+    kv: KeyValues
+    start: int
+    count: int
+    wanted: int = 1
 
 
 class RMSNorm(nn.Module):
@@ -58,16 +76,25 @@ class RMSNorm(nn.Module):
 
 
 @dataclass(slots=True)
+class _Run:
+    """One segment as every layer sees it: its rows ``first`` to ``last`` of the batch, and who sees whom."""
+
+    kv: KeyValues
+    first: int
+    last: int
+    start: int
+    end: int
+    mask: torch.Tensor | None
+    near: torch.Tensor | None
+
+
+@dataclass(slots=True)
 class _Step:
     """What every layer of one forward shares."""
 
-    kv: KeyValues
-    start: int
-    end: int
+    runs: list[_Run]
     cos: torch.Tensor
     sin: torch.Tensor
-    mask: torch.Tensor | None
-    near: torch.Tensor | None
     query_scale: torch.Tensor | None
 
 
@@ -120,8 +147,16 @@ class Layer(nn.Module):
         q = qk[:, :heads]
         if step.query_scale is not None:
             q = q * step.query_scale
-        step.kv.write(self._index, qk[:, heads:], v, step.start)
-        keys, values = step.kv.read(self._index, step.end)
+        k = qk[:, heads:]
+        mixed = [self._mix(q[r.first : r.last], k[r.first : r.last], v[r.first : r.last], r) for r in step.runs]
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+    def _mix(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, run: _Run) -> torch.Tensor:
+        """Attention of one sequence's rows: q [n, heads, head_dim], k and v [n, kv_heads, head_dim]."""
+        n, heads, dim = q.shape
+        kv_heads = k.shape[1]
+        run.kv.write(self._index, k, v, run.start)
+        keys, values = run.kv.read(self._index, run.end)
         group = heads // kv_heads
         if n == 1:
             if self._window is not None:
@@ -133,12 +168,12 @@ class Layer(nn.Module):
                 values.transpose(0, 1).unsqueeze(0),
             )
             return mixed.view(1, heads * dim)
-        shape = (kv_heads, group, step.end, dim)
+        shape = (kv_heads, group, run.end, dim)
         mixed = F.scaled_dot_product_attention(
             q.reshape(n, kv_heads, group, dim).permute(1, 2, 0, 3),
             keys.transpose(0, 1).unsqueeze(1).expand(shape),
             values.transpose(0, 1).unsqueeze(1).expand(shape),
-            attn_mask=step.mask if self._window is None else step.near,
+            attn_mask=run.mask if self._window is None else run.near,
         )
         return mixed.permute(2, 0, 1, 3).reshape(n, heads * dim)
 
@@ -203,33 +238,72 @@ class Decoder(nn.Module):
         Returns:
             float32 [n - logits_from, vocab].
         """
+        wanted = len(ids) - (len(ids) - 1 if logits_from is None else logits_from)
+        return self.forward_batch(ids, positions, [Segment(kv, start, len(ids), wanted)], embeds=embeds)
+
+    def forward_batch(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        segments: Sequence[Segment],
+        *,
+        embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute the next rows of several sequences at once, each over its own keys and values.
+
+        Args:
+            ids: int64 [n], the segments' rows one after the other.
+            positions: int64 [n], or [3, n] for m-rope.
+            segments: Whose rows they are, in order; their counts sum to n.
+            embeds: [n, hidden] instead of the embeddings of ``ids``.
+
+        Returns:
+            float32 [sum of wanted, vocab], in the order of the segments.
+        """
         with torch.inference_mode():
-            hidden = self._hidden(ids, positions, kv, start, embeds)
-            logits: torch.Tensor = self.head(self.norm(hidden[len(ids) - 1 if logits_from is None else logits_from :]))
+            hidden = self._hidden(ids, positions, segments, embeds)
+            logits: torch.Tensor = self.head(self.norm(_wanted(hidden, segments)))
         # Copied outside inference mode, so that samplers may write into it anywhere.
         return logits.float() if logits.dtype != torch.float32 else logits.clone()
 
     def _hidden(
-        self, ids: torch.Tensor, positions: torch.Tensor, kv: KeyValues, start: int, embeds: torch.Tensor | None
+        self, ids: torch.Tensor, positions: torch.Tensor, segments: Sequence[Segment], embeds: torch.Tensor | None
     ) -> torch.Tensor:
-        n = len(ids)
         x = (F.embedding(ids, self.embedding) if embeds is None else embeds).float()
         cos, sin = self._rotary(positions, self.dtype)
-        window, dtype = self.config.window, self.dtype
-        near = None if window is None else _causal(n, start, window, dtype)
-        step = _Step(kv, start, start + n, cos, sin, _causal(n, start, None, dtype), near, self._log_n(start, n))
+        step = _Step(self._runs(segments), cos, sin, self._log_n(segments))
         for layer in self.layers:
             x = layer(x, step)
         return x
 
-    def _log_n(self, start: int, n: int) -> torch.Tensor | None:
+    def _runs(self, segments: Sequence[Segment]) -> list[_Run]:
+        window, dtype, first, runs = self.config.window, self.dtype, 0, []
+        for s in segments:
+            near = None if window is None else _causal(s.count, s.start, window, dtype)
+            mask = _causal(s.count, s.start, None, dtype)
+            runs.append(_Run(s.kv, first, first + s.count, s.start, s.start + s.count, mask, near))
+            first += s.count
+        return runs
+
+    def _log_n(self, segments: Sequence[Segment]) -> torch.Tensor | None:
         """Qwen 1.0's ``use_logn_attn``: queries past the trained length are scaled by its logarithm."""
         trained = self.config.logn_from
-        if trained is None or start + n <= trained:
+        if trained is None or all(s.start + s.count <= trained for s in segments):
             return None
-        lengths = torch.arange(start + 1, start + n + 1, dtype=torch.float64)
+        lengths = torch.cat([torch.arange(s.start + 1, s.start + s.count + 1, dtype=torch.float64) for s in segments])
         scale = (lengths.log() / math.log(trained)).clamp(min=1.0)
-        return scale.to(self.dtype).view(n, 1, 1)
+        return scale.to(self.dtype).view(-1, 1, 1)
+
+
+def _wanted(hidden: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+    """The rows whose logits are wanted."""
+    if len(segments) == 1:
+        return hidden[len(hidden) - segments[0].wanted :]
+    rows, last = [], 0
+    for segment in segments:
+        last += segment.count
+        rows.append(hidden[last - segment.wanted : last])
+    return torch.cat(rows)
 
 
 def _causal(n: int, start: int, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracle import DenseKV, our_greedy, our_logits, random_prompts, their_greedy, their_logits, their_model
 
-from qwen_agent_kit.models import load_model
+from qwen_agent_kit.models import Segment, load_model
 from qwen_agent_kit.testing.models import tiny_model_dir
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
@@ -201,3 +201,24 @@ def test_logits_are_the_callers(tmp_path: Path) -> None:
         embeds = model.embedding[ids]
         given = model.forward(ids * 0, positions, DenseKV(), start=0, logits_from=0, embeds=embeds)
         assert torch.equal(given, rows[0])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_moe"])
+def test_sequences_in_one_batch_give_what_each_gives_alone(tmp_path: Path, family: str) -> None:
+    """Prompts of unlike lengths, a prompt beside decoding sequences, rows nobody wants: the logits are those of one."""
+    tiny_model_dir(tmp_path, family=family)
+    model = load_model(tmp_path).model
+    prompts = random_prompts(4, model.config.vocab_size, low=3, high=20)
+    starts = [0, len(prompts[1]) - 1, 2, 0]
+    wanted = [1, 1, len(prompts[2]) - 2, 0]
+    segments, rows = [], []
+    for prompt, start, want in zip(prompts, starts, wanted, strict=True):
+        kv = DenseKV()
+        if start:
+            model.forward(torch.tensor(prompt[:start]), torch.arange(start), kv, start=0)
+        segments.append(Segment(kv, start, len(prompt) - start, want))
+        rows += [(token, at) for at, token in enumerate(prompt) if at >= start]
+    ids, positions = torch.tensor(rows).T
+    found = model.forward_batch(ids, positions, segments)
+    alone = torch.cat([our_logits(model, p)[len(p) - w :] for p, w in zip(prompts, wanted, strict=True)])
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
