@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from qwen_agent_kit.models.config import DecoderConfig, config_from
 from qwen_agent_kit.models.decoder import Decoder, KeyValues, Segment
+from qwen_agent_kit.models.fields import read_json
 from qwen_agent_kit.models.gguf_tokenizer import tokenizer_from_gguf
 from qwen_agent_kit.models.linear import Linear, make_linear
 from qwen_agent_kit.models.load import LoadedModel, load_model
+from qwen_agent_kit.models.safetensors_file import SafetensorsModel
 from qwen_agent_kit.models.weight_cache import WeightCache
 
 __all__ = [
@@ -15,10 +17,12 @@ __all__ = [
     "KeyValues",
     "Linear",
     "LoadedModel",
+    "SafetensorsModel",
     "Segment",
     "WeightCache",
     "config_from",
     "load_model",
     "make_linear",
+    "read_json",
     "tokenizer_from_gguf",
 ]

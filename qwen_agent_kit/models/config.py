@@ -13,6 +13,7 @@ from typing import Any
 from qwen_agent_kit.errors import ModelError
 from qwen_agent_kit.models.fields import Fields
 from qwen_agent_kit.models.rope_config import RopeConfig, rope_from
+from qwen_agent_kit.placement.fetch_choice import OWN_CODE
 
 __all__ = ["DecoderConfig", "config_from"]
 
@@ -23,8 +24,14 @@ _QWEN3 = frozenset({"qwen3", "qwen3_vl_text"})
 _MOE = frozenset({"qwen2_moe", "qwen3_moe"})
 _TYPES = _LLAMA | _QWEN1 | _QWEN2 | _QWEN3 | _MOE
 
-_OWN_CODE = frozenset({"configuration_qwen.QWenConfig", "modeling_qwen.QWenLMHeadModel"})
-"""What Qwen 1.0 repositories name as remote code: their own model, which the kit builds itself."""
+_QWEN2_DEFAULTS = {
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+}
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,8 @@ def config_from(data: Mapping[str, Any], where: str = "config.json") -> DecoderC
     given = top
     if isinstance(data.get("text_config"), Mapping):  # a vision-language model: its decoder is described inside
         inner = {"tie_word_embeddings": data.get("tie_word_embeddings"), **data["text_config"]}
+        if data.get("model_type") == "qwen2_audio":  # its config.json leaves out what equals Qwen2Config's defaults
+            inner = {**_QWEN2_DEFAULTS, **inner}
         given = Fields(inner, where)
         _refuse_code(given)
     kind = given.text("model_type")
@@ -133,7 +142,7 @@ def _refuse_code(given: Fields) -> None:
     """Refuse what would make other libraries import or fetch code (faults.md F14)."""
     named = given.data.get("auto_map")
     if named is not None and not (
-        given.data.get("model_type") == "qwen" and isinstance(named, Mapping) and _OWN_CODE.issuperset(_strings(named))
+        given.data.get("model_type") == "qwen" and isinstance(named, Mapping) and OWN_CODE.issuperset(_strings(named))
     ):
         given.refuse("auto_map", "nothing: code that comes with a model is never run", hint="use another checkpoint")
     if given.has("custom_pipelines"):

@@ -18,6 +18,8 @@ from torch.nn import functional as F  # noqa: N812  # the name everyone knows it
 from qwen_agent_kit.models.config import DecoderConfig
 from qwen_agent_kit.models.linear import Linear
 from qwen_agent_kit.models.moe import MLP, SparseMLP
+from qwen_agent_kit.models.native.linear import NativeLinear
+from qwen_agent_kit.models.native.step import NativeStep, native_step
 from qwen_agent_kit.models.rope import Rotary, rotate
 
 __all__ = ["Decoder", "KeyValues", "Layer", "RMSNorm", "Segment"]
@@ -31,6 +33,13 @@ class KeyValues(Protocol):
 
     def read(self, layer: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [end, kv_heads, head_dim] of the first ``end`` positions."""
+
+    def slabs(self) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]] | None:
+        """Where keys and values lie, layer by layer; None where it is not in slabs.
+
+        Each slab is a contiguous [kv_heads, capacity, head_dim], all of one capacity, with room for what is
+        computed next.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +127,8 @@ class Layer(nn.Module):
         config: DecoderConfig,
         *,
         attn_norm: RMSNorm,
-        qkv: Linear,
-        out: Linear,
+        qkv: Linear | NativeLinear,
+        out: Linear | NativeLinear,
         mlp_norm: RMSNorm,
         mlp: MLP | SparseMLP,
         qk_norm: RMSNorm | None,
@@ -129,7 +138,7 @@ class Layer(nn.Module):
         self.mlp_norm, self.mlp, self.qk_norm = mlp_norm, mlp, qk_norm
         self._index = index
         self._heads, self._kv_heads, self._dim = config.heads, config.kv_heads, config.head_dim
-        self._window = config.window if config.sliding and config.sliding[index] else None
+        self.window = config.window if config.sliding and config.sliding[index] else None
 
     def forward(self, x: torch.Tensor, step: _Step) -> torch.Tensor:
         x = x + self.out(self._attend(self.qkv(self.attn_norm(x)), step))
@@ -159,8 +168,8 @@ class Layer(nn.Module):
         keys, values = run.kv.read(self._index, run.end)
         group = heads // kv_heads
         if n == 1:
-            if self._window is not None:
-                keys, values = keys[-self._window :], values[-self._window :]
+            if self.window is not None:
+                keys, values = keys[-self.window :], values[-self.window :]
             # The query heads that share a key head are rows of one attention: no key is copied for its group.
             mixed = F.scaled_dot_product_attention(
                 q.reshape(1, kv_heads, group, dim),
@@ -173,7 +182,7 @@ class Layer(nn.Module):
             q.reshape(n, kv_heads, group, dim).permute(1, 2, 0, 3),
             keys.transpose(0, 1).unsqueeze(1).expand(shape),
             values.transpose(0, 1).unsqueeze(1).expand(shape),
-            attn_mask=run.mask if self._window is None else run.near,
+            attn_mask=run.mask if self.window is None else run.near,
         )
         return mixed.permute(2, 0, 1, 3).reshape(n, heads * dim)
 
@@ -183,7 +192,7 @@ class Decoder(nn.Module):
 
     Args:
         config: What it is made of.
-        embedding: [vocab, hidden].
+        embedding: [vocab, hidden]; None where the native head holds it.
         layers: In order.
         norm: The last one.
         head: [vocab, hidden].
@@ -194,10 +203,10 @@ class Decoder(nn.Module):
         self,
         config: DecoderConfig,
         *,
-        embedding: torch.Tensor,
+        embedding: torch.Tensor | None,
         layers: list[Layer],
         norm: RMSNorm,
-        head: Linear,
+        head: Linear | NativeLinear,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
@@ -208,12 +217,20 @@ class Decoder(nn.Module):
         self.norm = norm
         self.head = head
         self._rotary = Rotary(config.rope, config.head_dim)
+        self.native: NativeStep | None = native_step(self)
 
     @property
     def weight_bytes(self) -> int:
         """What its tensors take, one that is used twice counted once."""
-        kept = [self.embedding, *(t for m in self.modules() for t in vars(m).values() if isinstance(t, torch.Tensor))]
+        kept = [*(t for m in self.modules() for t in vars(m).values() if isinstance(t, torch.Tensor))]
         return sum(t.nbytes for t in {t.data_ptr(): t for t in kept}.values())
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """The embeddings of ``ids``, float32 [n, hidden]."""
+        if self.embedding is not None:
+            return F.embedding(ids, self.embedding).float()
+        assert isinstance(self.head, NativeLinear), "only native heads hold an embedding"
+        return self.head.rows(ids)
 
     def forward(
         self,
@@ -248,6 +265,7 @@ class Decoder(nn.Module):
         segments: Sequence[Segment],
         *,
         embeds: torch.Tensor | None = None,
+        deepstack: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compute the next rows of several sequences at once, each over its own keys and values.
 
@@ -256,24 +274,38 @@ class Decoder(nn.Module):
             positions: int64 [n], or [3, n] for m-rope.
             segments: Whose rows they are, in order; their counts sum to n.
             embeds: [n, hidden] instead of the embeddings of ``ids``.
+            deepstack: [k, n, hidden], added to what the first k layers give (Qwen3-VL).
 
         Returns:
             float32 [sum of wanted, vocab], in the order of the segments.
         """
+        if self.native is not None and deepstack is None:
+            given = None if embeds is None else embeds.float().contiguous()
+            angles = self._rotary(positions, torch.float32)
+            found = self.native(ids, angles, segments, given, self._log_n(segments, torch.float32))
+            if found is not None:
+                return found
         with torch.inference_mode():
-            hidden = self._hidden(ids, positions, segments, embeds)
+            hidden = self._hidden(ids, positions, segments, embeds, deepstack)
             logits: torch.Tensor = self.head(self.norm(_wanted(hidden, segments)))
         # Copied outside inference mode, so that samplers may write into it anywhere.
         return logits.float() if logits.dtype != torch.float32 else logits.clone()
 
     def _hidden(
-        self, ids: torch.Tensor, positions: torch.Tensor, segments: Sequence[Segment], embeds: torch.Tensor | None
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        segments: Sequence[Segment],
+        embeds: torch.Tensor | None,
+        deepstack: torch.Tensor | None,
     ) -> torch.Tensor:
-        x = (F.embedding(ids, self.embedding) if embeds is None else embeds).float()
+        x = self.embed(ids) if embeds is None else embeds.float()
         cos, sin = self._rotary(positions, self.dtype)
-        step = _Step(self._runs(segments), cos, sin, self._log_n(segments))
-        for layer in self.layers:
+        step = _Step(self._runs(segments), cos, sin, self._log_n(segments, self.dtype))
+        for index, layer in enumerate(self.layers):
             x = layer(x, step)
+            if deepstack is not None and index < len(deepstack):
+                x = x + deepstack[index]
         return x
 
     def _runs(self, segments: Sequence[Segment]) -> list[_Run]:
@@ -285,14 +317,14 @@ class Decoder(nn.Module):
             first += s.count
         return runs
 
-    def _log_n(self, segments: Sequence[Segment]) -> torch.Tensor | None:
+    def _log_n(self, segments: Sequence[Segment], dtype: torch.dtype) -> torch.Tensor | None:
         """Qwen 1.0's ``use_logn_attn``: queries past the trained length are scaled by its logarithm."""
         trained = self.config.logn_from
         if trained is None or all(s.start + s.count <= trained for s in segments):
             return None
         lengths = torch.cat([torch.arange(s.start + 1, s.start + s.count + 1, dtype=torch.float64) for s in segments])
         scale = (lengths.log() / math.log(trained)).clamp(min=1.0)
-        return scale.to(self.dtype).view(-1, 1, 1)
+        return scale.to(dtype).view(-1, 1, 1)
 
 
 def _wanted(hidden: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:

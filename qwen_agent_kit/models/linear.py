@@ -7,9 +7,12 @@ scheme      what is kept of a [N, K] matrix                          activations
 ==========  =======================================================  =======================
 ``fp32``    float32                                                  float32
 ``bf16``    bfloat16                                                 bfloat16
-``int8``    int8 rows, one bfloat16 scale each (absolute maximum)    bfloat16
-``int4``    4 bits, a bfloat16 scale and zero per 64 along K         bfloat16
+``int8``    int8, a half-precision scale per 32 along K              int8 per 32
+``int4``    4 bits, the same                                         int8 per 32
 ==========  =======================================================  =======================
+
+int8 and int4 are the native kernels' (``native``). Where there is no C compiler they are torch's: int8 rows with one
+bfloat16 scale each, and 4 bits with a bfloat16 scale and zero per 64 along K; activations are then bfloat16.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name everyone knows it by
 
 from qwen_agent_kit.errors import UsageError
+from qwen_agent_kit.models.native.build import LAYOUT
+from qwen_agent_kit.models.native.linear import NativeLinear, native_kind, pack_native
 
 __all__ = ["Linear", "linear_from", "make_linear", "pack_linear", "scheme_key", "value_dtype"]
 
@@ -44,8 +49,10 @@ def value_dtype(scheme: str) -> torch.dtype:
 
 
 def scheme_key(scheme: str) -> str:
-    """Names the packed layout: int4's depends on the instruction set that torch found."""
+    """Names the packed layout: the native kernels', or torch's, whose int4 depends on the instruction set it found."""
     value_dtype(scheme)
+    if native_kind(scheme):
+        return f"{scheme}-{LAYOUT}"
     return f"int4-{torch.backends.cpu.get_cpu_capability().lower()}" if scheme == "int4" else scheme
 
 
@@ -102,15 +109,17 @@ class Int4Linear(Linear):
 
 
 def pack_linear(weight: torch.Tensor, bias: torch.Tensor | None, scheme: str) -> dict[str, torch.Tensor]:
-    """What ``linear_from`` needs: ``weight``, ``scale`` where quantised, ``bias`` where given.
+    """What ``linear_from`` needs: ``weight``, ``scale`` or ``shape`` where quantised, ``bias`` where given.
 
     Args:
         weight: [N, K], any floating dtype.
         bias: [N] or None.
         scheme: ``fp32``, ``bf16``, ``int8`` or ``int4``. A matrix whose shape int4's kernel does not take (N not a
-            multiple of 16 or K of 64) is packed as int8.
+            multiple of 16 or K of 64) is packed as int8; the native kernels take any.
     """
     dtype = value_dtype(scheme)
+    if kind := native_kind(scheme):
+        return pack_native(weight, bias, kind)
     if scheme == "int4" and not weight.shape[0] % 16 and not weight.shape[1] % INT4_GROUP:
         packed = _pack_int4(weight.float())
     elif scheme in ("int8", "int4"):
@@ -142,15 +151,17 @@ def _pack_int4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"weight": packed, "scale": both}
 
 
-def linear_from(tensors: Mapping[str, torch.Tensor]) -> Linear:
+def linear_from(tensors: Mapping[str, torch.Tensor]) -> Linear | NativeLinear:
     """The layer of what ``pack_linear`` made."""
+    if "shape" in tensors:
+        return NativeLinear(tensors["weight"], tensors["shape"], tensors.get("bias"))
     weight, scale, bias = tensors["weight"], tensors.get("scale"), tensors.get("bias")
     if scale is None:
         return Linear(weight, bias)
     return Int8Linear(weight, scale, bias) if weight.dtype == torch.int8 else Int4Linear(weight, scale, bias)
 
 
-def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None, scheme: str = "fp32") -> Linear:
+def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None, scheme: str = "fp32") -> Linear | NativeLinear:
     """Pack a matrix and wrap it.
 
     Raises:

@@ -18,6 +18,7 @@ from qwen_agent_kit.models.gguf_file import GGUFFile, GGUFModel
 from qwen_agent_kit.models.gguf_tokenizer import special_from_gguf, tokenizer_from_gguf
 from qwen_agent_kit.models.linear import scheme_key, value_dtype
 from qwen_agent_kit.models.packing import Checkpoint, build, check, most_tensors, pack
+from qwen_agent_kit.models.quantised import QuantisedModel, method_for, quantisation_of
 from qwen_agent_kit.models.safetensors_file import SafetensorsModel, weight_files
 from qwen_agent_kit.models.text_files import TextFiles, eos_from_gguf, read_text_files
 from qwen_agent_kit.models.weight_cache import LAYOUT, WeightCache, file_digest
@@ -174,6 +175,8 @@ def _gguf(path: Path) -> tuple[DecoderConfig, Checkpoint, TextFiles]:
 
 _TEXTS = (
     "config.json",
+    "quantize_config.json",
+    "quant_config.json",
     "generation_config.json",
     "tokenizer.json",
     "qwen.tiktoken",
@@ -192,8 +195,11 @@ def _directory(folder: Path) -> _Source:
 
     def describe() -> tuple[DecoderConfig, Checkpoint, TextFiles]:
         data = read_json(folder / "config.json", largest=2**22)
-        config = config_from(data)
+        quantisation = quantisation_of(data, folder)
+        config = config_from({k: v for k, v in data.items() if k != "quantization_config"})
         convention = "qwen" if config.model_type == "qwen" else "transformers"
-        return config, SafetensorsModel(folder, convention), read_text_files(folder, data, config.vocab_size)
+        plain = SafetensorsModel(folder, convention)
+        checkpoint = plain if quantisation is None else QuantisedModel(plain, method_for(quantisation))
+        return config, checkpoint, read_text_files(folder, data, config.vocab_size)
 
     return _Source((*texts, *weights), describe)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name everyone knows it by
 
 from qwen_agent_kit.models.linear import Linear
+from qwen_agent_kit.models.native.linear import NativeLinear
 
 __all__ = ["MLP", "SparseMLP"]
 
@@ -21,7 +22,7 @@ class MLP(nn.Module):
         down: [hidden, intermediate].
     """
 
-    def __init__(self, gate_up: Linear, down: Linear) -> None:
+    def __init__(self, gate_up: Linear | NativeLinear, down: Linear | NativeLinear) -> None:
         super().__init__()
         self.gate_up = gate_up
         self.down = down
@@ -46,13 +47,13 @@ class SparseMLP(nn.Module):
 
     def __init__(
         self,
-        router: Linear,
+        router: Linear | NativeLinear,
         experts: Sequence[MLP],
         *,
         top: int,
         normalise: bool,
         shared: MLP | None = None,
-        shared_gate: Linear | None = None,
+        shared_gate: Linear | NativeLinear | None = None,
     ) -> None:
         super().__init__()
         self.router = router

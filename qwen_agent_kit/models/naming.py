@@ -115,6 +115,8 @@ def naming_for(convention: str, names: Container[str]) -> Naming:
     modules = _MODULES[convention]
     if convention != "transformers":
         return Naming(modules)
+    if "language_model.lm_head.weight" in names:  # Qwen2-Audio
+        modules = {**modules, "head": ("language_model.lm_head",)}
     prefix = next((p for p in _PREFIXES if f"{p}embed_tokens.weight" in names), _PREFIXES[0])
     stacked = any(f"{prefix}layers.{i}.mlp.experts.gate_up_proj" in names for i in range(64))
     if not stacked:

@@ -18,6 +18,7 @@ from qwen_agent_kit.models.decoder import Decoder, Layer, RMSNorm
 from qwen_agent_kit.models.linear import Linear, linear_from, pack_linear, value_dtype
 from qwen_agent_kit.models.moe import MLP, SparseMLP
 from qwen_agent_kit.models.naming import Naming, Part
+from qwen_agent_kit.models.native.linear import NativeLinear, native_kind
 
 __all__ = ["Checkpoint", "build", "check", "most_tensors", "pack", "wanted"]
 
@@ -117,7 +118,8 @@ def check(source: Checkpoint, config: DecoderConfig) -> None:
         if slot.bias or slot.columns is None or slot.ours == "embedding" or slot.ours.startswith("expert"):
             continue
         for part in source.naming.parts(slot.ours, "bias", slot.layer):
-            if source.shape(part.name) is not None:
+            # GPTQ's tools write a bias of zeros where there was none.
+            if source.shape(part.name) is not None and bool(source.read(part.name).any()):
                 raise ModelError(
                     f"`{part.name}` in `{source.where(part.name)}` is a bias that the configuration does not ask for",
                     hint="config.json and weights belong to different models",
@@ -143,8 +145,9 @@ def _expect(source: Checkpoint, part: Part, shape: tuple[int, ...]) -> None:
 def pack(source: Checkpoint, config: DecoderConfig, scheme: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Our tensors, one after the other.
 
-    The embedding is kept in the activations' dtype, norms in float32, routers dense; a head that is tied is packed
-    again where the scheme quantises, since the embedding is looked up and the head is multiplied by.
+    The embedding is kept in the activations' dtype, norms in float32, routers dense. A tied head of a scheme that
+    quantises is packed: the native kernels look rows up in it, so that it is all there is; torch's cannot, and the
+    embedding is kept beside it.
 
     Args:
         source: Checked against ``config``.
@@ -158,7 +161,8 @@ def pack(source: Checkpoint, config: DecoderConfig, scheme: str) -> Iterator[tup
             yield slot.key, weight.float()
             continue
         if slot.ours == "embedding":
-            yield slot.key, weight.to(dtype)
+            if not (config.tied and native_kind(scheme)):
+                yield slot.key, weight.to(dtype)
             if config.tied and scheme in ("int8", "int4"):
                 yield from _prefixed("head", pack_linear(weight, None, scheme))
             continue
@@ -186,8 +190,9 @@ def build(packed: Mapping[str, torch.Tensor], config: DecoderConfig, scheme: str
     dtype = value_dtype(scheme)
     try:
         layers = [_layer(packed, config, i, dtype) for i in range(config.layers)]
-        embedding = packed["embedding"]
-        head = _linear(packed, "head") if "head.weight" in packed else Linear(embedding)
+        head = _linear(packed, "head") if "head.weight" in packed else Linear(packed["embedding"])
+        within = config.tied and isinstance(head, NativeLinear)
+        embedding = None if within else packed["embedding"]
         norm = RMSNorm(packed["norm"], config.norm_eps, dtype)
     except KeyError as error:
         raise ModelError(f"a packed model lacks {error.args[0]!r}", hint="delete the weight cache") from error
@@ -230,8 +235,10 @@ def _mlp(packed: Mapping[str, torch.Tensor], config: DecoderConfig, i: int, key:
     )
 
 
-def _linear(packed: Mapping[str, torch.Tensor], key: str) -> Linear:
-    found = {name: packed[f"{key}.{name}"] for name in ("weight", "scale", "bias") if f"{key}.{name}" in packed}
+def _linear(packed: Mapping[str, torch.Tensor], key: str) -> Linear | NativeLinear:
+    found = {
+        name: packed[f"{key}.{name}"] for name in ("weight", "scale", "shape", "bias") if f"{key}.{name}" in packed
+    }
     if "weight" not in found:
         raise KeyError(f"{key}.weight")
     return linear_from(found)

@@ -192,10 +192,24 @@ class SafetensorsModel:
                 self._homes[name] = file
         self.naming: Naming = naming_for(convention, self._homes)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all tensors."""
+        return tuple(self._homes)
+
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Of a tensor, None where there is none of this name."""
         file = self._homes.get(name)
         return None if file is None else file.entries[name].shape
+
+    def dtype(self, name: str) -> str:
+        """As the file names it, empty where there is no tensor of this name."""
+        file = self._homes.get(name)
+        return "" if file is None else file.entries[name].dtype
+
+    def raw(self, name: str) -> torch.Tensor:
+        """A tensor of any dtype, mapped."""
+        return self._homes[name].mapped(name)
 
     def where(self, name: str) -> str:
         """The file that a tensor is in; the directory where it is in none."""
@@ -212,7 +226,7 @@ class SafetensorsModel:
         if (dtype := file.entries[name].dtype) not in _FLOATS:
             raise ModelError(
                 f"`{name}` in `{file.path.name}` is of dtype {dtype}; allowed: {', '.join(sorted(_FLOATS))}",
-                hint="quantised checkpoints come as GGUF",
+                hint="config.json does not say how it was quantised",
                 code="invalid_weights",
             )
         tensor = file.mapped(name)

@@ -128,13 +128,13 @@ def test_f13_damaged_safetensors_are_refused(model: Path, what: str) -> None:
 
 
 def test_f13_a_missing_or_surplus_tensor_is_named(model: Path) -> None:
-    """A tensor that the configuration needs, and a bias that it knows nothing of."""
+    """A tensor that the configuration needs, and a bias that it knows nothing of and that is not zero."""
     path = model / "model.safetensors"
     tensors = load_file(path)
     save_file({k: v for k, v in tensors.items() if k != NAME}, path)
     with pytest.raises(ModelError, match=f"`{NAME}` in .* is missing; the configuration asks for"):
         load_model(model)
-    save_file({**tensors, "model.layers.0.self_attn.q_proj.bias": torch.zeros(16)}, path)
+    save_file({**tensors, "model.layers.0.self_attn.q_proj.bias": torch.ones(16)}, path)
     with pytest.raises(ModelError, match=r"q_proj.bias` in `model.safetensors` is a bias"):
         load_model(model)
 

@@ -1,0 +1,1 @@
+"""The decoder in native code, where the machine has a C compiler."""

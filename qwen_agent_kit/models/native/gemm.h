@@ -1,0 +1,236 @@
+/* Quantised matrices times quantised rows.
+ *
+ * A matrix [N, K] is cut into blocks of 16 rows, and those into tiles of 32 columns, N and K filled up with zeros. A tile
+ * of int8 is 512 bytes, [8][16][4]: four neighbouring columns of each of the 16 rows, eight times; each byte is the value
+ * plus 128. A tile of int4 is 256 bytes, [4][16][4]: the low half of a byte belongs to the first 16 columns, the high
+ * half to the other 16; each half is the value plus 8. A block is its tiles, then 16 scales in half precision for each,
+ * filled up to whole cache lines, so that no load straddles two and a product reads memory straight through.
+ *
+ * A quantised row of activations is [groups * 32] int8, then [groups] float scales, then [groups] int32 corrections:
+ * minus the offset of the weights times the sum of the group. Stored unsigned times signed is what one VNNI instruction
+ * takes; the correction takes the offset out again.
+ *
+ * Every output is summed group after group, whatever the number of rows, so a row's result does not depend on the batch.
+ */
+#ifndef QAK_GEMM_H
+#define QAK_GEMM_H
+
+#include "simd.h"
+
+enum { INT8 = 0, INT4 = 1 };
+
+typedef struct {
+    const uint8_t *data;
+    const float *bias; /* [n] or NULL */
+    int32_t n, k, kind, groups;
+} matrix_t;
+
+INLINE int tile_bytes(int kind) { return kind == INT8 ? 512 : 256; }
+INLINE size_t block_bytes(int kind, int groups) { return ((size_t)groups * (tile_bytes(kind) + 32) + 63) / 64 * 64; }
+INLINE int offset_bits(int kind) { return kind == INT8 ? 7 : 3; }
+INLINE size_t row_bytes(int groups) { return ((size_t)groups * 40 + 63) / 64 * 64; }
+INLINE int blocks_of(const matrix_t *m) { return (m->n + 15) / 16; }
+
+/* Quantise 32 floats; `valid` of them count, the others are 0. */
+INLINE void quantise_group(const float *x, int valid, int8_t *q, float *scale, int32_t *correction, int bits) {
+    float padded[32];
+    if (valid < 32) {
+        memset(padded, 0, sizeof padded);
+        memcpy(padded, x, (size_t)valid * sizeof(float));
+        x = padded;
+    }
+#ifdef QAK_AVX512
+    v16 a = load16(x), b = load16(x + 16);
+    float most = most16(max16(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+    float inverse = most > 0 ? 127.0f / most : 0.0f;
+    __m512i ia = _mm512_cvtps_epi32(a * splat(inverse)), ib = _mm512_cvtps_epi32(b * splat(inverse));
+    _mm_storeu_si128((__m128i *)q, _mm512_cvtsepi32_epi8(ia));
+    _mm_storeu_si128((__m128i *)(q + 16), _mm512_cvtsepi32_epi8(ib));
+    int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(ia, ib));
+#else
+    float most = 0;
+    for (int i = 0; i < 32; i++) { float m = fabsf(x[i]); most = m > most ? m : most; }
+    float inverse = most > 0 ? 127.0f / most : 0.0f;
+    int32_t sum = 0;
+    for (int i = 0; i < 32; i++) {
+        int32_t v = (int32_t)lrintf(x[i] * inverse);
+        v = v > 127 ? 127 : v < -127 ? -127 : v;
+        q[i] = (int8_t)v;
+        sum += v;
+    }
+#endif
+    *scale = most / 127.0f;
+    *correction = -(sum * (1 << bits));
+}
+
+/* A row of k floats; one that holds a NaN or an infinity gives NaN everywhere, so that it is seen. */
+static void quantise_row(const float *x, int k, uint8_t *row, int groups, int kind) {
+    int8_t *q = (int8_t *)row;
+    float *scale = (float *)(row + (size_t)groups * 32);
+    int32_t *correction = (int32_t *)(scale + groups);
+    int bits = offset_bits(kind), i = 0;
+    v16 odd = splat(0);
+    for (; i + 16 <= k; i += 16) { v16 v = load16(x + i); odd = odd + (v - v); }
+    float wrong = sum16(odd);
+    for (; i < k; i++) wrong += x[i] - x[i];
+    for (int g = 0; g < groups; g++) {
+        int left = k - g * 32;
+        quantise_group(x + g * 32, left < 32 ? left : 32, q + g * 32, scale + g, correction + g, bits);
+    }
+    if (wrong != 0) for (int g = 0; g < groups; g++) scale[g] = wrong;
+}
+
+#ifdef QAK_VNNI
+INLINE __m512i four(const uint8_t *p) {
+    int32_t x;
+    memcpy(&x, p, 4);
+    return _mm512_set1_epi32(x);
+}
+
+/* Sixteen columns of the result for `rows` rows, and `wide` times as many: sums[w * rows + r]. */
+INLINE void tile(const uint8_t *data, size_t stride, int kind, int groups, const uint8_t *const *x, int rows, int wide,
+                 v16 *sums) {
+    const int bytes = tile_bytes(kind);
+    for (int i = 0; i < rows * wide; i++) sums[i] = splat(0);
+    for (int g = 0; g < groups; g++) {
+        __m512i q[2][8];
+        v16 ws[2];
+        for (int w = 0; w < wide; w++) {
+            const uint8_t *p = data + w * stride + (size_t)g * bytes;
+            ws[w] = half16(data + w * stride + (size_t)groups * bytes + (size_t)g * 32);
+            if (rows == 1) _mm_prefetch((const char *)(p + 2048), _MM_HINT_T0);
+            if (kind == INT8) {
+                for (int j = 0; j < 8; j++) q[w][j] = _mm512_loadu_si512(p + 64 * j);
+            } else {
+                const __m512i low = _mm512_set1_epi8(15);
+                for (int j = 0; j < 4; j++) {
+                    __m512i both = _mm512_loadu_si512(p + 64 * j);
+                    q[w][j] = _mm512_and_si512(both, low);
+                    q[w][j + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+                }
+            }
+        }
+        for (int r = 0; r < rows; r++) {
+            const uint8_t *a = x[r] + (size_t)g * 32;
+            const uint8_t *rest = x[r] + (size_t)groups * 32 + (size_t)g * 4;
+            float scale;
+            memcpy(&scale, rest, 4);
+            __m512i first[2], second[2];
+            for (int w = 0; w < wide; w++) {
+                first[w] = four(rest + (size_t)groups * 4);
+                second[w] = _mm512_setzero_si512();
+            }
+            for (int j = 0; j < 4; j++) {
+                __m512i near = four(a + 4 * j), far = four(a + 16 + 4 * j);
+                for (int w = 0; w < wide; w++) {
+                    first[w] = _mm512_dpbusd_epi32(first[w], q[w][j], near);
+                    second[w] = _mm512_dpbusd_epi32(second[w], q[w][j + 4], far);
+                }
+            }
+            for (int w = 0; w < wide; w++) {
+                v16 whole = _mm512_cvtepi32_ps(_mm512_add_epi32(first[w], second[w]));
+                sums[w * rows + r] = fma16(whole, ws[w] * splat(scale), sums[w * rows + r]);
+            }
+        }
+    }
+}
+#else
+INLINE void tile(const uint8_t *data, size_t stride, int kind, int groups, const uint8_t *const *x, int rows, int wide,
+                 v16 *sums) {
+    const int bytes = tile_bytes(kind);
+    for (int w = 0; w < wide; w++)
+        for (int r = 0; r < rows; r++) {
+            const int8_t *a = (const int8_t *)x[r];
+            const float *scale = (const float *)(x[r] + (size_t)groups * 32);
+            const int32_t *correction = (const int32_t *)(scale + groups);
+            v16 sum = splat(0);
+            for (int g = 0; g < groups; g++) {
+                const uint8_t *p = data + w * stride + (size_t)g * bytes;
+                int32_t acc[16];
+                for (int n = 0; n < 16; n++) acc[n] = correction[g];
+                for (int j = 0; j < 8; j++)
+                    for (int n = 0; n < 16; n++)
+                        for (int i = 0; i < 4; i++) {
+                            int at = (j % (kind == INT8 ? 8 : 4)) * 64 + n * 4 + i;
+                            int value = kind == INT8 ? p[at] : j < 4 ? p[at] & 15 : p[at] >> 4;
+                            acc[n] += value * a[g * 32 + j * 4 + i];
+                        }
+                v16 whole;
+                for (int n = 0; n < 16; n++) ((float *)&whole)[n] = (float)acc[n];
+                sum = fma16(whole, half16(data + w * stride + (size_t)groups * bytes + (size_t)g * 32) * splat(scale[g]), sum);
+            }
+            sums[w * rows + r] = sum;
+        }
+}
+#endif
+
+/* y[r][n] = or += the sums of block b; y of row r is at out[r]. */
+INLINE void put(const matrix_t *m, int b, const v16 *sums, int rows, float *const *out, int add) {
+    int left = m->n - b * 16;
+    for (int r = 0; r < rows; r++) {
+        float *y = out[r] + b * 16, kept[16];
+        v16 v = sums[r];
+        if (left >= 16) {
+            if (m->bias) v = v + load16(m->bias + b * 16);
+            if (add) v = v + load16(y);
+            store16(y, v);
+            continue;
+        }
+        store16(kept, v);
+        for (int n = 0; n < left; n++) {
+            float value = kept[n] + (m->bias ? m->bias[b * 16 + n] : 0.0f);
+            y[n] = add ? y[n] + value : value;
+        }
+    }
+}
+
+INLINE void few(const matrix_t *m, int b, int wide, int kind, const uint8_t *const *x, float *const *out, int rows, int add) {
+    const size_t stride = block_bytes(kind, m->groups);
+    v16 sums[8];
+    tile(m->data + (size_t)b * stride, stride, kind, m->groups, x, rows, wide, sums);
+    put(m, b, sums, rows, out, add);
+    if (wide == 2) put(m, b + 1, sums + rows, rows, out, add);
+}
+
+/* The loops are written out for each constant, so that sums and weights stay in registers. */
+INLINE void block(const matrix_t *m, int b, int wide, int kind, const uint8_t *const *x, float *const *out, int rows, int add) {
+    for (; rows >= 4; rows -= 4, x += 4, out += 4) few(m, b, wide, kind, x, out, 4, add);
+    if (rows == 3) few(m, b, wide, kind, x, out, 3, add);
+    else if (rows == 2) few(m, b, wide, kind, x, out, 2, add);
+    else if (rows == 1) few(m, b, wide, kind, x, out, 1, add);
+}
+
+#define BLOCKS(NAME, KIND)                                                                                           \
+    static __attribute__((noinline)) void NAME(const matrix_t *m, int from, int to, const uint8_t *const *x,         \
+                                               float *const *out, int rows, int add) {                               \
+        for (; from + 2 <= to; from += 2) block(m, from, 2, KIND, x, out, rows, add);                                \
+        if (from < to) block(m, from, 1, KIND, x, out, rows, add);                                                   \
+    }
+BLOCKS(multiply_int8, INT8)
+BLOCKS(multiply_int4, INT4)
+
+/* Blocks `from` to `to` (not included) of the product of `rows` rows; out[r] is where row r's result begins. */
+INLINE void multiply(const matrix_t *m, int from, int to, const uint8_t *const *x, float *const *out, int rows, int add) {
+    if (m->kind == INT8) multiply_int8(m, from, to, x, out, rows, add);
+    else multiply_int4(m, from, to, x, out, rows, add);
+}
+
+/* Row `index` of the matrix in float32 [k]. */
+static void unpack_row(const matrix_t *m, int64_t index, float *y) {
+    const int bytes = tile_bytes(m->kind), n = (int)(index % 16);
+    const uint8_t *p = m->data + (size_t)(index / 16) * block_bytes(m->kind, m->groups);
+    const uint8_t *halves = p + (size_t)m->groups * bytes;
+    for (int g = 0; g < m->groups; g++, p += bytes) {
+        float scales[16], values[32];
+        store16(scales, half16(halves + (size_t)g * 32));
+        for (int i = 0; i < 32; i++) {
+            int j = i / 4, at = (m->kind == INT8 ? j : j % 4) * 64 + n * 4 + i % 4;
+            int value = m->kind == INT8 ? (int)p[at] - 128 : (j < 4 ? p[at] & 15 : p[at] >> 4) - 8;
+            values[i] = (float)value * scales[n];
+        }
+        int left = m->k - g * 32;
+        memcpy(y + g * 32, values, (size_t)(left < 32 ? left : 32) * sizeof(float));
+    }
+}
+
+#endif
