@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from qwen_agent_kit.messages import Media
 
-__all__ = ["Backend", "Choice", "Embeddings", "Encoder"]
+__all__ = ["Backend", "Choice", "Embeddings", "Encoder", "MediaBudget", "ModelFacts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,39 @@ class Embeddings:
 
     hidden: Any
     deepstack: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a model directory says about its media.
+
+    Args:
+        config: config.json.
+        preprocessor: preprocessor_config.json, empty where there is none.
+        video: video_preprocessor_config.json, empty where there is none.
+    """
+
+    config: Mapping[str, Any]
+    preprocessor: Mapping[str, Any] = field(default_factory=dict)
+    video: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def model_type(self) -> str:
+        """As config.json names it."""
+        return str(self.config.get("model_type", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class MediaBudget:
+    """What one medium may take of the model; a part's ``options`` may ask for less or more within the file's limits.
+
+    Args:
+        max_pixels: Of an image after resizing, or of one frame; the model's own where None.
+        seconds: Of sound; the model's own where None.
+    """
+
+    max_pixels: int | None = None
+    seconds: float | None = None
 
 
 class Encoder(Protocol):
@@ -36,9 +69,11 @@ class Backend:
         default: The model that is named where a user asks for none of a kind.
         parts: Its own subclasses of ``Media``.
         resident: Whether its model stays loaded beside others.
-        widen: ``(part, config, budget) -> (length, digest, item)``.
-        positions: ``(ids, spans) -> (positions [3, n], next)``.
-        encoder: ``(config, tensors, device) -> Encoder``.
+        widen: ``(part, config, budget) -> (length, digest, item)``, with ``ModelFacts`` and ``MediaBudget``. The digest
+            covers the content and all that changes what the encoder makes of it.
+        positions: ``(ids, spans) -> (positions [3, n], next)`` for models with m-rope; None for plain positions.
+        encoder: ``(config, tensors, device) -> Encoder``; ``tensors`` maps the checkpoint's names to tensors, read on
+            demand.
         footprint: ``(config, budget) -> bytes``.
     """
 

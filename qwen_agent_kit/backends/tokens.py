@@ -89,6 +89,8 @@ class Engine(Protocol):
         grammar: str | None = None,
         budget: SpanBudget | None = None,
         deadline: float | None = None,
+        priority: int = 0,
+        salt: str = "",
     ) -> Generation: ...
 
     def close(self) -> None: ...

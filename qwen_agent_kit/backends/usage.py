@@ -23,6 +23,8 @@ class Usage:
         decode_ms: From the first id to the last.
         tool_ms: Wall time of the tools of the step.
         prefix_break: Why and where reuse of the prefix ended, None where it did not break.
+        drafted_tokens: Ids that were computed on trial; the rejected ones are not in ``computed_tokens``.
+        accepted_tokens: Of those, ids that came true.
     """
 
     prompt_tokens: int | None = None
@@ -35,6 +37,8 @@ class Usage:
     decode_ms: float | None = None
     tool_ms: float | None = None
     prefix_break: str | None = None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
 
     def __add__(self, other: Usage) -> Usage:
         def add(name: str) -> Any:

@@ -1,34 +1,35 @@
 """The engine: one thread owns the model; callers submit prompts from any thread and get generations.
 
-A step is: take what was submitted, admit, plan, and for each planned piece of work run the model, draw, hand over. An
-exception inside the work of one request ends that request alone; one outside ends all, and no consumer is left waiting.
+A step is: take what was submitted, drop what was cancelled, admit, plan, one forward for all, draw, hand over. What
+fails for one request ends that request alone; what ends the thread reaches every consumer.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
-import queue
-import threading
-import time
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
-from qwen_agent_kit.backends import Prompt, Sampling, SpanBudget
+from qwen_agent_kit.backends import Encoder, Prompt, Sampling, SpanBudget
 from qwen_agent_kit.engine.budget import SpanCounter
 from qwen_agent_kit.engine.cache import Cache
 from qwen_agent_kit.engine.generation import Generation
 from qwen_agent_kit.engine.kv import KVLayout
+from qwen_agent_kit.engine.media import MEDIA_BYTES, MediaCache, MediaCounters
 from qwen_agent_kit.engine.prompts import PromptReader
 from qwen_agent_kit.engine.repetition import RepetitionWatch
 from qwen_agent_kit.engine.request import Request, Rules
 from qwen_agent_kit.engine.runner import Counters, Runner
-from qwen_agent_kit.engine.sampling import make_sampler
-from qwen_agent_kit.engine.scheduler import Scheduler, Work
+from qwen_agent_kit.engine.sampling import Sampler, make_sampler
+from qwen_agent_kit.engine.spill import SPILL_BYTES, Spill, folder_key
 from qwen_agent_kit.engine.texts import Texts
-from qwen_agent_kit.errors import EngineError, UsageError
+from qwen_agent_kit.engine.worker import Worker
+from qwen_agent_kit.errors import UsageError
 
 if TYPE_CHECKING:
     from qwen_agent_kit.engine.grammar import CompiledGrammar
@@ -39,8 +40,10 @@ __all__ = ["Engine"]
 DEFAULT_MAX_TOKENS = 2048
 """Where ``Sampling.max_tokens`` is None."""
 
-MOST_RUNNING = 64
 MOST_QUEUED = 1024
+"""Requests that may wait; more are refused with ``queue_full``."""
+
+MOST_PRIORITY = 1000
 
 
 class Engine:
@@ -52,8 +55,14 @@ class Engine:
         loaded: The model with its tokenizer.
         context: The longest sequence, prompt and output together; the model's own where None.
         kv_bytes: What running and kept sequences may take together; one full context, at least 256 MiB, where None.
-        chunk: The most positions of one forward.
+        chunk: The positions of one step, which all requests share.
         stop_repetition: Whether endless repetition ends a request.
+        drafts: Whether ids are drafted from the conversation where that pays; output is the same without.
+        forcing: Whether ids that the grammar leaves no choice about are appended undrawn.
+        prefixes: A directory where keys and values of prefixes are kept for other processes; nowhere where None.
+        prefix_bytes: What all models together may take there.
+        encoder: For the media of prompts.
+        media_bytes: What its results may take while no request needs them.
 
     Raises:
         UsageError: For a context or chunk that is not positive.
@@ -67,6 +76,12 @@ class Engine:
         kv_bytes: int | None = None,
         chunk: int = 512,
         stop_repetition: bool = True,
+        drafts: bool = True,
+        forcing: bool = True,
+        prefixes: Path | None = None,
+        prefix_bytes: int = SPILL_BYTES,
+        encoder: Encoder | None = None,
+        media_bytes: int = MEDIA_BYTES,
     ) -> None:
         config = loaded.config
         context = config.max_positions if context is None else context
@@ -80,9 +95,12 @@ class Engine:
         self._loaded = loaded
         self._defaults = Sampling(**loaded.sampling_defaults)
         self._texts = Texts(loaded)
-        self._prompts = PromptReader(config.vocab_size)
-        self._watch = stop_repetition
-        self._worker = _Worker(Runner(loaded.model), Cache(layout, kv_bytes, context), chunk)
+        self._prompts = PromptReader(config.vocab_size, media=encoder is not None)
+        self._media = None if encoder is None else MediaCache(encoder, config.hidden, media_bytes)
+        self._watch, self._forcing = stop_repetition, forcing
+        spill = None if prefixes is None else Spill(prefixes, _kernel_key(loaded, layout), layout, prefix_bytes)
+        cache = Cache(layout, kv_bytes, context, spill)
+        self._worker = Worker(Runner(loaded.model), cache, chunk=chunk, queued=MOST_QUEUED, drafts=drafts)
         self._finalizer = weakref.finalize(self, self._worker.stop)
 
     @property
@@ -94,6 +112,11 @@ class Engine:
     def kv_used_bytes(self) -> int:
         """What running and kept sequences take now."""
         return self._worker.cache.used_bytes
+
+    @property
+    def media_counters(self) -> MediaCounters:
+        """Encoder calls and cache hits since the engine was made."""
+        return MediaCounters() if self._media is None else self._media.counters
 
     def compile(self, grammar: str) -> CompiledGrammar:
         """Compile a grammar text ahead of use; compiled ones are kept.
@@ -111,8 +134,11 @@ class Engine:
         grammar: str | None = None,
         budget: SpanBudget | None = None,
         deadline: float | None = None,
+        priority: int = 0,
+        salt: str = "",
+        adapter: str | None = None,
     ) -> Generation:
-        """Queue a request; returns at once.
+        """Queue a request; returns at once, but for media that have to be encoded first, on the caller's thread.
 
         Args:
             prompt: Ids, with media and positions where it is a ``Prompt``.
@@ -120,6 +146,10 @@ class Engine:
             grammar: A llguidance grammar text that the output follows.
             budget: Closes a span, such as the thinking, after so many ids.
             deadline: On ``time.monotonic()``. A request that is still queued then fails; one that runs is cancelled.
+            priority: Higher ones are admitted first, and take the room of lower ones where there is none; -1000 to
+                1000.
+            salt: Requests with different salts share no keys and values.
+            adapter: None; adapters are not served yet.
 
         Raises:
             UsageError: For a prompt that is refused; ``context_length_exceeded`` where it can never fit.
@@ -127,14 +157,15 @@ class Engine:
             EngineError: ``queue_full``, or where the engine was closed or has died.
         """
         _check_types(sampling, grammar, budget, deadline)
-        content = self._prompts.read(prompt)
+        _check_more(priority, salt, adapter)
+        content = self._prompts.read(prompt, salt)
         sampling = (sampling or Sampling()).over(self._defaults)
         max_tokens = self._most_tokens(len(content.ids), sampling.max_tokens)
         compiled = None if grammar is None else self.compile(grammar)
         if compiled is not None:
             compiled.require(max_tokens)
         rules = Rules(
-            sampler=make_sampler(sampling, self._loaded.config.vocab_size, content.ids),
+            sampler=self._sampler(sampling, content.ids),
             max_tokens=max_tokens,
             eos=frozenset(self._loaded.eos),
             grammar=None if compiled is None else compiled.start(),
@@ -142,11 +173,18 @@ class Engine:
             text=self._texts.detokenizer(sampling.stop) if sampling.stop else None,
             watch=RepetitionWatch(self._texts.blank) if self._watch else None,
             deadline=deadline,
+            forcing=self._forcing,
         )
+        if self._media is not None and content.media:
+            content = self._media.fill(content)
         self._texts.prepare()
-        request = Request(content, rules)
+        request = Request(content, rules, priority)
         self._worker.submit(request)
         return Generation(request, self._texts.detokenizer, self._worker.alive, self)
+
+    def _sampler(self, sampling: Sampling, prompt: np.ndarray) -> Sampler:
+        """Benchmarks replace it, to have given ids said."""
+        return make_sampler(sampling, self._loaded.config.vocab_size, prompt)
 
     def _most_tokens(self, prompt: int, asked: int | None) -> int:
         most = self._worker.cache.most
@@ -170,6 +208,14 @@ class Engine:
         self.close()
 
 
+def _kernel_key(loaded: LoadedModel, layout: KVLayout) -> str:
+    """What keys and values depend on: weights, how they are held, what computes with them, and their shape."""
+    kernels = getattr(loaded.model, "kernels", "torch")
+    versions = (importlib.metadata.version("torch"), importlib.metadata.version("qwen-agent-kit"))
+    shape = (layout.layers, layout.kv_heads, layout.head_dim, layout.dtype)
+    return folder_key(loaded.digest, getattr(loaded, "scheme", ""), kernels, *versions, *shape)
+
+
 def _check_types(sampling: Any, grammar: Any, budget: Any, deadline: Any) -> None:
     """Refuse at submission what would otherwise fail on the engine's thread."""
     real = isinstance(deadline, int | float) and not isinstance(deadline, bool) and not math.isnan(deadline)
@@ -184,106 +230,10 @@ def _check_types(sampling: Any, grammar: Any, budget: Any, deadline: Any) -> Non
             raise UsageError(f"`{name}` is a {type(value).__name__}; allowed: {allowed}")
 
 
-class _Worker:
-    """The thread and what it owns. Knows the engine's parts, not the engine, so that a dropped engine can end it."""
-
-    def __init__(self, runner: Runner, cache: Cache, chunk: int) -> None:
-        self.runner, self.cache = runner, cache
-        self._scheduler = Scheduler(cache, chunk=chunk, most=MOST_RUNNING)
-        self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-        self._lock = threading.RLock()  # a dropped engine may be collected, and stop us, while we hold it
-        self._thread: threading.Thread | None = None
-        self._ended: EngineError | None = None
-
-    # --- any thread ------------------------------------------------------------------------------------------------
-
-    def submit(self, request: Request) -> None:
-        with self._lock:
-            if self._ended is not None:
-                raise EngineError(self._ended.message, code=self._ended.code) from self._ended
-            if self._inbox.qsize() + self._scheduler.queued >= MOST_QUEUED:
-                raise EngineError(f"{MOST_QUEUED} requests are waiting already", code="queue_full", hint="try later")
-            self._inbox.put(request)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._main, name="qak-engine", daemon=True)
-                self._thread.start()
-
-    def alive(self) -> bool:
-        """Whether the thread that serves requests is running."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def stop(self) -> None:
-        with self._lock:
-            self._ended = self._ended or EngineError("the engine was closed", code="engine_closed")
-        self._inbox.put(None)
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-
-    # --- the engine's thread -----------------------------------------------------------------------------------------
-
-    def _main(self) -> None:
-        try:
-            with torch.inference_mode():
-                while self._receive():
-                    self._step()
-        except BaseException as error:  # noqa: BLE001  # whatever ends this thread must reach every consumer
-            self._end(error)
-        else:
-            self._end(None)
-
-    def _end(self, error: BaseException | None) -> None:
-        with self._lock:
-            if error is not None:
-                self._ended = EngineError(f"the engine's thread died of {type(error).__name__}", code="engine_dead")
-                self._ended.__cause__ = error
-            ended = self._ended or EngineError("the engine was closed", code="engine_closed")
-        left = list(self._scheduler.requests)
-        while not self._inbox.empty():
-            if (request := self._inbox.get()) is not None:
-                left.append(request)
-        for request in left:
-            request.fail(EngineError(ended.message, code=ended.code))
-        self.cache.clear()
-
-    def _receive(self) -> bool:
-        """Take what was submitted; waits only where there is nothing else to do. False for the end."""
-        while not (self._scheduler.busy and self._inbox.empty()):
-            request = self._inbox.get()
-            if request is None:
-                return False
-            self._scheduler.add(request)
-        return True
-
-    def _step(self) -> None:
-        for request, lease in self._scheduler.admit():
-            try:
-                request.start(lease)
-            except Exception as error:  # noqa: BLE001  # it belongs to this request alone
-                request.fail(error)
-            self._retire(request)
-        for work in self._scheduler.plan():
-            self._run(work)
-
-    def _run(self, work: Work) -> None:
-        request = work.request
-        if request.cancelled or request.late:
-            request.finish("cancelled")
-        else:
-            try:
-                self._compute(work)
-            except Exception as error:  # noqa: BLE001  # it belongs to this request alone
-                request.fail(error)
-        self._retire(request)
-
-    def _compute(self, work: Work) -> None:
-        request = work.request
-        assert request.live is not None, "planned requests have a sequence"
-        began = time.perf_counter()
-        logits = self.runner.step(request.live, work.count)
-        request.computed(work.count, time.perf_counter() - began)
-        if logits is not None:
-            request.take(logits)
-
-    def _retire(self, request: Request) -> None:
-        if request.done:
-            self._scheduler.retire(request)
+def _check_more(priority: Any, salt: Any, adapter: Any) -> None:
+    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MOST_PRIORITY:
+        raise UsageError(f"`priority` is {str(priority)[:80]!r}; allowed: a whole number from -1000 to 1000")
+    if not isinstance(salt, str) or not salt.isprintable() or len(salt) > 256:
+        raise UsageError(f"`salt` is a {type(salt).__name__}; allowed: at most 256 printable characters")
+    if adapter is not None:
+        raise UsageError(f"`adapter` is {str(adapter)[:80]!r}; allowed: None, adapters are not served yet")

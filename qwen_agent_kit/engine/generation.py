@@ -129,8 +129,8 @@ class Generation:
 
     def _each_id(self) -> Iterator[int]:
         try:
-            while isinstance(item := self._take(), Token):
-                yield item.id
+            while not isinstance(item := self._take(), End):
+                yield item if isinstance(item, int) else item.id
             self._raise(item)
         finally:
             self.cancel()
@@ -150,26 +150,26 @@ class Generation:
         """A detokenizer of the consumer's own, where the engine's thread does not decode anyway."""
         return self._detokenizer() if self._request.rules.text is None else None
 
-    def _decoded(self, item: Token | End, text: Detokenizer | None) -> Sequence[Piece]:
+    def _decoded(self, item: int | Token | End, text: Detokenizer | None) -> Sequence[Piece]:
+        if isinstance(item, int):
+            return () if text is None else text.feed(item)
         self._raise(item)
         if item.pieces is not None:
             return item.pieces
-        if text is None:
-            return ()
-        return text.feed(item.id) if isinstance(item, Token) else text.flush()
+        return () if text is None else text.flush()
 
     def _raise(self, item: Token | End) -> None:
         if isinstance(item, End) and item.error is not None:
             raise item.error
 
-    def _take(self) -> Token | End:
+    def _take(self) -> int | Token | End:
         while True:
             try:
                 return self._request.out.get(timeout=LOOK)
             except queue.Empty:
                 self._check()
 
-    def _take_now(self) -> Token | End | None:
+    def _take_now(self) -> int | Token | End | None:
         try:
             return self._request.out.get_nowait()
         except queue.Empty:

@@ -212,6 +212,10 @@ class GrammarState:
         ids: list[int] = self.matcher.compute_ff_tokens()
         return ids
 
+    def fitting(self, ids: Sequence[int]) -> int:
+        """How many of ``ids`` could come next, one after the other."""
+        return int(self.matcher.validate_tokens(list(ids)))
+
     def mask(self, logits: torch.Tensor, remaining: int) -> None:
         """Set the logits of what may not come next to -inf, in place.
 

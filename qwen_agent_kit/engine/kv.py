@@ -79,6 +79,17 @@ class SequenceKV:
             for new, old in zip(mine, theirs, strict=True):
                 new[:, :length] = old[:, :length]
 
+    def dump(self, start: int, end: int) -> torch.Tensor:
+        """A copy of a run of positions, [2, layers, kv_heads, n, head_dim]."""
+        return torch.stack([torch.stack([slab[:, start:end] for slab in of]) for of in (self._keys, self._values)])
+
+    def load(self, data: torch.Tensor, start: int) -> None:
+        """Take over what ``dump`` gave, at positions ``start`` on; there must be room."""
+        end = start + data.shape[3]
+        for of, slabs in zip(data, (self._keys, self._values), strict=True):
+            for values, slab in zip(of, slabs, strict=True):
+                slab[:, start:end] = values
+
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, start: int) -> None:
         """Store ``k`` and ``v`` [n, kv_heads, head_dim] at positions ``start`` on."""
         end = start + k.shape[0]
@@ -88,3 +99,7 @@ class SequenceKV:
     def read(self, layer: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [end, kv_heads, head_dim] of the first ``end`` positions, as views."""
         return self._keys[layer][:, :end].transpose(0, 1), self._values[layer][:, :end].transpose(0, 1)
+
+    def slabs(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The slabs themselves, layer by layer: keys and values [kv_heads, capacity, head_dim], contiguous."""
+        return self._keys, self._values

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwen_agent_kit.backends import MediaSpan, Prompt
-from qwen_agent_kit.engine.cache import Content
+from qwen_agent_kit.engine.content import Content
 from qwen_agent_kit.errors import UsageError
 
 __all__ = ["PromptReader"]
@@ -25,14 +25,15 @@ class PromptReader:
 
     Args:
         vocab: How many ids there are.
+        media: Whether there is an encoder for them.
     """
 
-    def __init__(self, vocab: int) -> None:
-        self._vocab = vocab
+    def __init__(self, vocab: int, media: bool = False) -> None:
+        self._vocab, self._media = vocab, media
         self._last: tuple[list[int], Ids] = ([], np.empty(0, dtype=np.int32))
 
-    def read(self, prompt: Prompt | Sequence[int]) -> Content:
-        """The prompt as arrays. An ``array`` or an ndarray is not walked at all.
+    def read(self, prompt: Prompt | Sequence[int], salt: str = "") -> Content:
+        """The prompt as arrays, under ``salt``. An ``array`` or an ndarray is not walked at all.
 
         Raises:
             UsageError: For ids outside the vocabulary, no ids, media out of place or positions of a wrong shape.
@@ -40,8 +41,8 @@ class PromptReader:
         if not isinstance(prompt, Prompt):
             prompt = Prompt(prompt)
         ids = self._ids(prompt.ids)
-        _check_media(prompt.media, len(ids))
-        return Content(ids, tuple(prompt.media), _positions(prompt.positions, len(ids)))
+        _check_media(prompt.media, len(ids), self._media)
+        return Content(ids, tuple(prompt.media), _positions(prompt.positions, len(ids)), salt)
 
     def _ids(self, given: Any) -> Ids:
         if not isinstance(given, list):
@@ -71,10 +72,10 @@ def _checked(given: Any, vocab: int) -> Ids:
     return ids.astype(np.int32)
 
 
-def _check_media(media: Sequence[MediaSpan], n: int) -> None:
+def _check_media(media: Sequence[MediaSpan], n: int, welcome: bool) -> None:
     end = 0
     for span in media:
-        if span.item is not None:
+        if span.item is not None and not welcome:
             raise UsageError("the prompt holds media; this engine runs a model without an encoder for them")
         if span.length < 1 or span.start < end or span.start + span.length > n:
             raise UsageError(

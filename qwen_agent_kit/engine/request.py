@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,12 @@ import torch
 
 from qwen_agent_kit.backends import Piece, Usage
 from qwen_agent_kit.engine.budget import SpanCounter
-from qwen_agent_kit.engine.cache import Content, Lease, Live
+from qwen_agent_kit.engine.cache import Lease
+from qwen_agent_kit.engine.content import Content
+from qwen_agent_kit.engine.costs import Costs
+from qwen_agent_kit.engine.drafts import Drafter
+from qwen_agent_kit.engine.live import Live
+from qwen_agent_kit.engine.media import Slot
 from qwen_agent_kit.engine.repetition import RepetitionWatch
 from qwen_agent_kit.engine.sampling import Logprob, Sampler
 from qwen_agent_kit.errors import EngineError, QakError
@@ -23,13 +29,21 @@ if TYPE_CHECKING:
 
 __all__ = ["End", "Request", "Rules", "Token"]
 
+MOST_UNREAD = 32_768
+"""Ids that may wait for their consumer: 256 KiB, as they are kept anyway."""
+
+MOST_UNREAD_TEXT = 4_096
+"""The same where they wait as text: under 1 MiB."""
+
+_NUMBERS = itertools.count()
+
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One id on its way to the consumer; ``pieces`` where the engine's thread had to decode it."""
+    """One id on its way to the consumer with its text, where the engine's thread had to decode it."""
 
     id: int
-    pieces: Sequence[Piece] | None = None
+    pieces: Sequence[Piece]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +67,7 @@ class Rules:
         text: Where stop strings were asked for, the detokenizer that looks for them.
         watch: Ends a loop.
         deadline: On ``time.monotonic()``.
+        forcing: Whether what the grammar forces is appended without being drawn.
     """
 
     sampler: Sampler
@@ -63,6 +78,7 @@ class Rules:
     text: Detokenizer | None = None
     watch: RepetitionWatch | None = None
     deadline: float | None = None
+    forcing: bool = True
 
 
 @dataclass
@@ -78,10 +94,12 @@ class Clock:
 class Request:
     """Made by the thread that submits; from then on only the engine's thread changes it, except ``cancelled``."""
 
-    def __init__(self, content: Content, rules: Rules) -> None:
+    def __init__(self, content: Content, rules: Rules, priority: int = 0) -> None:
         self.content = content
         self.rules = rules
-        self.out: queue.SimpleQueue[Token | End] = queue.SimpleQueue()
+        self.priority = priority
+        self.rank = (-priority, next(_NUMBERS))
+        self.out: queue.SimpleQueue[int | Token | End] = queue.SimpleQueue()
         self.wake: Callable[[], None] | None = None
         self.cancelled = False
         self.finish_reason: str | None = None
@@ -89,10 +107,14 @@ class Request:
         self.ids: list[int] = []
         self.logprobs: list[Logprob] = []
         self.clock = Clock()
+        self.preemptions = 0
+        self._prompt = len(content.ids)
+        self._admitted = 0
         self._cached: int | None = None
         self._break: str | None = None
         self._computed = 0
         self._forced = 0
+        self._drafter = Drafter()
         self._drew = False
 
     @property
@@ -102,8 +124,8 @@ class Request:
 
     @property
     def prefilling(self) -> bool:
-        """Whether no logits were drawn from yet."""
-        return not self._drew
+        """Whether ids that it was admitted with are still to be computed."""
+        return self.live is not None and self.live.length < self._admitted
 
     @property
     def late(self) -> bool:
@@ -115,7 +137,7 @@ class Request:
         clock = self.clock
         since = clock.submitted
         return Usage(
-            prompt_tokens=len(self.content.ids),
+            prompt_tokens=self._prompt,
             cached_tokens=self._cached,
             computed_tokens=self._computed,
             generated_tokens=len(self.ids),
@@ -124,20 +146,58 @@ class Request:
             prefill_ms=1000 * clock.prefill,
             decode_ms=0.0 if clock.first is None or clock.last is None else 1000 * (clock.last - clock.first),
             prefix_break=self._break,
+            drafted_tokens=self._drafter.drafted,
+            accepted_tokens=self._drafter.accepted,
         )
 
     # --- the engine's thread -------------------------------------------------------------------------------------
 
     def start(self, lease: Lease) -> None:
-        """It was admitted: it owns a sequence now."""
-        self.live, self._cached, self._break = lease.live, lease.cached, lease.prefix_break
-        self._force()
+        """It was admitted, the first time or again: it owns a sequence now."""
+        self.live = lease.live
+        self._admitted = lease.live.count
+        if self._cached is None:
+            self._cached, self._break = lease.cached, lease.prefix_break
+            self._force()
+
+    def preempt(self) -> None:
+        """It gives its sequence back, and will go on from the same ids."""
+        assert self.live is not None, "only running requests give way"
+        self.content = self.live.content()
+        self.live = None
+        self.preemptions += 1
+
+    def draft(self, costs: Costs, rows: int, room: int) -> list[int]:
+        """Ids to compute on trial beside ``rows``, at most ``room``."""
+        rules, live = self.rules, self.live
+        assert live is not None, "only running requests draft"
+        most = min(room, rules.max_tokens - len(self.ids) - 1)
+        fits = len if rules.grammar is None else rules.grammar.fitting
+        return self._drafter.propose(live.ids(0, live.count), costs, rows, most, fits) if most > 0 else []
 
     def computed(self, positions: int, seconds: float) -> None:
         """So many positions went through the layers."""
         self._computed += positions
-        if self.prefilling:
+        if not self._drew:
             self.clock.prefill += seconds
+
+    def advance(self, rows: torch.Tensor, draft: Sequence[int]) -> None:
+        """Draw the next id, and the ones after it as long as the draft comes true.
+
+        Args:
+            rows: Logits [1 + len(draft), vocab], the first after the last id.
+            draft: What was computed on trial behind that.
+        """
+        live = self.live
+        assert live is not None, "only running requests draw"
+        base, row = live.count, 0
+        self._drafter.begin(draft)
+        while True:
+            self.take(rows[row])
+            if self.done or not self._drafter.holds:
+                break
+            row = live.count - base
+        self._drafter.end()
 
     def take(self, logits: torch.Tensor) -> None:
         """Draw the next id from ``logits`` [vocab], and append what is forced after it."""
@@ -152,6 +212,9 @@ class Request:
         if self.done:
             return
         self.finish_reason = reason
+        for span in self.content.media:
+            if isinstance(span.item, Slot):
+                span.item.clear()
         text = self.rules.text
         self._send(End(None if text is None or error is not None else text.flush(), error))
 
@@ -179,7 +242,7 @@ class Request:
         rules = self.rules
         if rules.span is not None and (closing := rules.span.due()):
             return closing
-        return rules.grammar.forced() if rules.grammar is not None else ()
+        return rules.grammar.forced() if rules.grammar is not None and rules.forcing else ()
 
     def _append(self, token: int, logprob: Logprob | None) -> bool:
         """Add an id and hand it over; True where it was the last."""
@@ -190,6 +253,9 @@ class Request:
         rules.sampler.accept(token)
         if rules.span is not None:
             rules.span.accept(token)
+        if self._drafter.see(token):
+            live.length += 1
+            self._computed += 1
         live.append(token)
         self.ids.append(token)
         if logprob is not None:
@@ -197,7 +263,9 @@ class Request:
         self.clock.last = time.perf_counter()
         if self.clock.first is None:
             self.clock.first = self.clock.last
-        self._send(Token(token, None if rules.text is None else rules.text.feed(token)))
+        self._send(token if rules.text is None else Token(token, rules.text.feed(token)))
+        if self.out.qsize() > (MOST_UNREAD if rules.text is None else MOST_UNREAD_TEXT):
+            raise EngineError(f"{self.out.qsize()} ids wait for a reader that does not come", code="consumer_stalled")
         reason = self._reason(token)
         if reason is not None:
             self.finish(reason)
@@ -213,7 +281,7 @@ class Request:
             return "repetition"
         return "length" if len(self.ids) >= rules.max_tokens else None
 
-    def _send(self, item: Token | End) -> None:
+    def _send(self, item: int | Token | End) -> None:
         self.out.put(item)
         if self.wake is not None:
             self.wake()

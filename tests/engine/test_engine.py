@@ -159,21 +159,26 @@ def test_usage_adds_up(engine: Any) -> None:
         assert generation.finish_reason == "length"
 
 
+@pytest.mark.parametrize("drafts", [False, True])
 @pytest.mark.parametrize("chunk", [7, 512])
-def test_a_tool_loop_computes_only_what_is_new(chunk: int) -> None:
-    """Over ten steps, step N+1 computes len(prompt N+1) - len(prompt N) - len(output N) + 1 positions of its prompt."""
+def test_a_tool_loop_computes_only_what_is_new(chunk: int, drafts: bool) -> None:
+    """Over ten steps, step N+1 computes len(prompt N+1) - len(prompt N) - len(output N) + 1 positions of its prompt;
+    what is drafted in vain comes on top, and is counted."""
     loaded = small_loaded()
     counted = []
     loaded.model.before = lambda ids, positions, start: counted.append(len(ids))
-    with Engine(loaded, chunk=chunk) as engine:
+    with Engine(loaded, chunk=chunk, drafts=drafts) as engine:
         prompt, last = prompt_of(80), 0
         for step in range(10):
             counted.clear()
             generation = engine.submit(prompt, greedy(12))
             output = list(generation)
             new = len(prompt) - last + (1 if step else 0)
-            assert sum(counted) == new + len(output) - 1
-            assert generation.usage.cached_tokens == len(prompt) - new
+            usage = generation.usage
+            assert usage.computed_tokens == new + len(output) - 1
+            assert sum(counted) == usage.computed_tokens + usage.drafted_tokens - usage.accepted_tokens
+            assert drafts or usage.drafted_tokens == 0
+            assert usage.cached_tokens == len(prompt) - new
             assert generation.usage.prefix_break is None
             last = len(prompt) + len(output)
             prompt = [*prompt, *output, *prompt_of(25, step + 1)]
@@ -408,7 +413,7 @@ def test_handing_an_id_over_is_cheap(engine: Any) -> None:
     """From the engine's thread to a waiting consumer an id costs under 50 microseconds of anybody's time."""
     request = engine.submit(prompt_of(5), greedy(1))
     list(request)
-    from qwen_agent_kit.engine.request import End, Token
+    from qwen_agent_kit.engine.request import End
 
     generation = engine.submit(prompt_of(5), greedy(1))
     while generation.finish_reason is None:
@@ -418,7 +423,7 @@ def test_handing_an_id_over_is_cheap(engine: Any) -> None:
         queue.get()
     began = time.thread_time()
     for _ in range(20_000):
-        queue.put(Token(5))
+        queue.put(5)
     queue.put(End())
     assert len(list(generation)) == 20_000
     assert (time.thread_time() - began) / 20_000 < 50e-6

@@ -107,7 +107,7 @@ def test_a_budget_closes_a_span_that_the_prompt_opened(loaded: Any, limit: int) 
     """After ``limit`` ids in the span the closing ids are there, nothing sampled between."""
     script = Script(loaded, list(b"0123456789" * 3))
     closing = (ord("."), CLOSE, ord("\n"))
-    with Engine(loaded) as engine:
+    with Engine(loaded, drafts=False) as engine:
         generation = engine.submit([0], Sampling(max_tokens=20), budget=SpanBudget(CLOSE, limit, closing))
         ids = list(generation)
     assert ids[:limit] == list(b"0123456789"[:limit])
@@ -264,7 +264,7 @@ def test_penalties_see_what_was_generated(loaded: Any, fields: dict[str, float],
     """Each penalty counts generated ids; only the repetition penalty counts the prompt, here an ``a``, as well."""
     steady = torch.zeros(VOCAB)
     steady[97:102] = torch.tensor([10.0, 9.8, 9.7, 9.6, 9.55])
-    loaded.model.forward = lambda ids, *_, **__: steady[None].clone()
+    loaded.model.forward = lambda ids, *_, logits_from, **__: steady.repeat(len(ids) - logits_from, 1)
     with Engine(loaded) as engine:
         ids = list(engine.submit(list(b"a"), Sampling(max_tokens=6, **fields)))
     assert bytes(ids) == expected
@@ -274,7 +274,7 @@ def test_penalties_count_forced_ids(loaded: Any) -> None:
     """An id that the grammar forced counts as generated."""
     steady = torch.zeros(VOCAB)
     steady[97:99] = torch.tensor([10.0, 9.8])
-    loaded.model.forward = lambda ids, *_, **__: steady[None].clone()
+    loaded.model.forward = lambda ids, *_, logits_from, **__: steady.repeat(len(ids) - logits_from, 1)
     with Engine(loaded) as engine:
         sampling = Sampling(max_tokens=100, presence_penalty=1.0)
         generation = engine.submit([0], sampling, grammar='start: "a" /[ab]/ "x"')

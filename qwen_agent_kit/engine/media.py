@@ -1,0 +1,152 @@
+"""What an encoder made of media: kept by digest under a byte budget, and put at its places among a step's rows."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qwen_agent_kit.backends import Embeddings, Encoder, MediaSpan
+from qwen_agent_kit.engine.content import Content
+from qwen_agent_kit.errors import EngineError, QakError
+
+if TYPE_CHECKING:
+    from qwen_agent_kit.models import Decoder
+
+__all__ = ["MEDIA_BYTES", "MediaCache", "MediaCounters", "Slot", "media_rows"]
+
+MEDIA_BYTES = 2**28
+
+
+@dataclass
+class MediaCounters:
+    """Media since the engine was made: encoded anew, found in the cache, and put out of it."""
+
+    encoded: int = 0
+    found: int = 0
+    evicted: int = 0
+
+
+class Slot:
+    """What a span's ids stand for, as long as its request needs it."""
+
+    __slots__ = ("embeddings",)
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        self.embeddings: Embeddings | None = embeddings
+
+    def clear(self) -> None:
+        """The request ended; keys and values are all that is left of the medium here."""
+        self.embeddings = None
+
+
+class MediaCache:
+    """Encodes each medium once as long as it fits. Thread-safe; one encodes at a time.
+
+    Args:
+        encoder: Makes embeddings of items.
+        hidden: The decoder's width.
+        budget: Bytes.
+    """
+
+    def __init__(self, encoder: Encoder, hidden: int, budget: int = MEDIA_BYTES) -> None:
+        self.counters = MediaCounters()
+        self._encoder, self._hidden, self._budget = encoder, hidden, budget
+        self._kept: OrderedDict[tuple[str, str], Embeddings] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def used_bytes(self) -> int:
+        """What the kept embeddings take."""
+        return self._bytes
+
+    def fill(self, content: Content) -> Content:
+        """The content with embeddings in place of the encoder's items; what is missing is encoded now.
+
+        Raises:
+            EngineError: Where the encoder fails or gives another number of rows than the span has.
+        """
+        with self._lock:
+            wanted = {(content.salt, s.digest): s for s in content.media if s.item is not None}
+            missing = {key: span for key, span in wanted.items() if key not in self._kept}
+            made = dict(zip(missing, self._encode(list(missing.values())), strict=True)) if missing else {}
+            self.counters.encoded += len(made)
+            self.counters.found += len(wanted) - len(made)
+            here = {key: made.get(key) or self._kept[key] for key in wanted}
+            for key in wanted:
+                self._keep(key, here[key])
+            self._shrink()
+        return replace(content, media=tuple(self._slotted(span, content.salt, here) for span in content.media))
+
+    def _slotted(self, span: MediaSpan, salt: str, here: dict[tuple[str, str], Embeddings]) -> MediaSpan:
+        return span if span.item is None else replace(span, item=Slot(here[salt, span.digest]))
+
+    def _encode(self, spans: list[MediaSpan]) -> list[Embeddings]:
+        try:
+            with torch.inference_mode():
+                made = self._encoder.encode([span.item for span in spans])
+        except QakError:
+            raise
+        except Exception as error:
+            raise EngineError(f"encoding media failed with {type(error).__name__}", code="encoder_failed") from error
+        for span, one in zip(spans, made, strict=True):
+            if tuple(one.hidden.shape) != (span.length, self._hidden):
+                raise EngineError(
+                    f"the encoder gave {list(one.hidden.shape)} for {span.length} ids of width {self._hidden}",
+                    code="encoder_failed",
+                )
+        return made
+
+    def _keep(self, key: tuple[str, str], embeddings: Embeddings) -> None:
+        if key not in self._kept:
+            self._kept[key] = embeddings
+            self._bytes += _size(embeddings)
+        self._kept.move_to_end(key)
+
+    def _shrink(self) -> None:
+        while self._bytes > self._budget:
+            _, gone = self._kept.popitem(last=False)
+            self._bytes -= _size(gone)
+            self.counters.evicted += 1
+
+
+def _size(embeddings: Embeddings) -> int:
+    return sum(t.nbytes for t in (embeddings.hidden, embeddings.deepstack) if t is not None)
+
+
+def media_rows(
+    parts: Sequence[tuple[Sequence[MediaSpan], int, int]], ids: torch.Tensor, model: Decoder
+) -> dict[str, torch.Tensor]:
+    """The embeddings of a step whose rows meet media, as keyword arguments of ``Decoder.forward_batch``; else none.
+
+    Args:
+        parts: Per sequence its media, its first row's position, and its number of rows.
+        ids: int64 [n], of all rows.
+        model: Has the embedding of ids.
+    """
+    places: list[tuple[int, int, int, Embeddings]] = []  # row, first, last of the span's own rows
+    row = 0
+    for media, start, rows in parts:
+        for span in media:
+            first, last = max(span.start, start), min(span.start + span.length, start + rows)
+            if first < last and isinstance(span.item, Slot):
+                assert span.item.embeddings is not None, "a request that runs still has its embeddings"
+                places.append((row + first - start, first - span.start, last - span.start, span.item.embeddings))
+        row += rows
+    if not places:
+        return {}
+    embeds = model.embed(ids)
+    result: dict[str, Any] = {"embeds": embeds}
+    depth = max(0 if e.deepstack is None else len(e.deepstack) for *_, e in places)
+    if depth:
+        result["deepstack"] = embeds.new_zeros(depth, *embeds.shape)
+    for at, first, last, one in places:
+        embeds[at : at + last - first] = one.hidden[first:last]
+        if one.deepstack is not None:
+            result["deepstack"][: len(one.deepstack), at : at + last - first] = one.deepstack[:, first:last]
+    return result
