@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FAMILIES", "Family", "ModelEntry", "dialect_of", "family_of"]
+__all__ = ["FAMILIES", "Family", "ModelEntry", "RELEASES", "dialect_of", "family_of"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Family:
         gguf: ``general.architecture`` in GGUF metadata.
         kinds: The part kinds it can see.
         source: Where the facts were read.
+        runs: Whether an engine of the kit runs it today; the others are catalogued, and planned for.
     """
 
     name: str
@@ -31,7 +32,11 @@ class Family:
     gguf: tuple[str, ...] = ()
     kinds: frozenset[str] = frozenset({"text"})
     source: str = ""
+    runs: bool = True
 
+
+_SEES = frozenset({"text", "image", "video"})
+_HEARS = frozenset({"text", "audio"})
 
 FAMILIES: tuple[Family, ...] = (
     Family("llama", ("llama",), ("llama",), source="transformers models/llama; llama.cpp gguf-py constants"),
@@ -40,7 +45,40 @@ FAMILIES: tuple[Family, ...] = (
     Family("qwen2_moe", ("qwen2_moe",), ("qwen2moe",), source="transformers models/qwen2_moe"),
     Family("qwen3", ("qwen3",), ("qwen3",), source="transformers models/qwen3"),
     Family("qwen3_moe", ("qwen3_moe",), ("qwen3moe",), source="transformers models/qwen3_moe"),
+    Family("qwen2_vl", ("qwen2_vl",), (), _SEES, "transformers models/qwen2_vl"),
+    Family("qwen2_audio", ("qwen2_audio",), (), _HEARS, "transformers models/qwen2_audio"),
+    Family("qwen2_5_vl", ("qwen2_5_vl",), (), _SEES, "transformers models/qwen2_5_vl"),
+    Family(
+        "qwen2_5_omni",
+        ("qwen2_5_omni", "qwen2_5_omni_thinker"),
+        (),
+        _SEES | _HEARS,
+        "transformers models/qwen2_5_omni",
+        runs=False,
+    ),
+    Family("qwen3_vl", ("qwen3_vl",), (), _SEES, "transformers models/qwen3_vl"),
+    Family("qwen3_vl_moe", ("qwen3_vl_moe",), (), _SEES, "transformers models/qwen3_vl_moe", runs=False),
+    Family(
+        "qwen3_omni_moe",
+        ("qwen3_omni_moe", "qwen3_omni_moe_thinker"),
+        (),
+        _SEES | _HEARS,
+        "transformers models/qwen3_omni_moe",
+        runs=False,
+    ),
+    Family("qwen3_next", ("qwen3_next",), ("qwen3next",), source="transformers models/qwen3_next", runs=False),
+    Family("qwen3_5", ("qwen3_5",), ("qwen35",), _SEES, "transformers models/qwen3_5", runs=False),
+    Family("qwen3_5_moe", ("qwen3_5_moe",), ("qwen35moe",), _SEES, "transformers models/qwen3_5_moe", runs=False),
 )
+
+RELEASES: dict[str, str] = {
+    "AWQ": "awq",
+    "GPTQ-Int4": "gptq4",
+    "GPTQ-Int8": "gptq8",
+    "FP8": "fp8",
+    "GGUF": "",
+}
+"""What is appended to a model's name for its quantised release, and the scheme its files hold ("" for several)."""
 
 
 def family_of(model_type: str) -> Family | None:
@@ -81,6 +119,15 @@ class ModelEntry:
         aliases: Further names.
         parameters: How many, embeddings included.
         default_for: The part kinds for which it answers when no model is named.
+        active: Parameters that a token goes through; ``parameters`` for a dense model.
+        config: The published config.json, as far as sizes go.
+        extended: Positions that it reaches with ``rope``, 0 where it has no such extension.
+        rope: The ``rope_parameters`` that the extension needs.
+        languages: ISO 639 codes.
+        tasks: What it is good at, the best first: ``chat``, ``code``, ``math``, ``vision``, ``audio``, ``agents``.
+        releases: Quantised releases under its own name, keys of ``RELEASES``.
+        generation: Later ones are better at the same size, as a rule.
+        note: What else a user must know.
     """
 
     name: str
@@ -99,6 +146,15 @@ class ModelEntry:
     aliases: tuple[str, ...] = ()
     parameters: int | None = None
     default_for: frozenset[str] = frozenset()
+    active: int | None = None
+    config: Mapping[str, Any] | None = None
+    extended: int = 0
+    rope: Mapping[str, Any] | None = None
+    languages: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    releases: tuple[str, ...] = ()
+    generation: float = 0.0
+    note: str = ""
 
     def answers_to(self, name: str) -> bool:
         """Whether ``name`` means this model (case does not matter)."""
@@ -118,6 +174,14 @@ class ModelEntry:
             "source": self.source,
             "verified": self.verified,
             "thinking": self.thinking,
+            "active": self.active,
+            "extended": self.extended,
+            "rope": dict(self.rope) if self.rope else None,
+            "dialect": self.dialect,
+            "languages": list(self.languages),
+            "tasks": list(self.tasks),
+            "releases": list(self.releases),
+            "note": self.note,
             "here": path is not None,
             "hint": "" if path is not None else self.hint,
         }

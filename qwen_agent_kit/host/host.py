@@ -7,15 +7,17 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_agent_kit.backends import Backend, ChatModel, EngineSpec, Sampling
 from qwen_agent_kit.catalog import ModelEntry
 from qwen_agent_kit.errors import ModelError, UsageError
+from qwen_agent_kit.host.media import LocalMedia, media_of
 from qwen_agent_kit.host.resolve import Target, resolve
 from qwen_agent_kit.paths import cache_dir
-from qwen_agent_kit.placement import Plan, make_plan
+from qwen_agent_kit.placement import Inventory, Plan, Wishes, make_plan
 from qwen_agent_kit.settings import load_settings
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class Host:
         context: Positions per conversation; the settings', else the model's own, where None.
         plugins: Plugin objects besides the installed ones.
         cache: Whether unpacked weights are kept on disk for the next start.
+        prefixes: Whether keys and values of long prompts are kept on disk, so that the next process need not compute
+            them again; the settings', else yes, where None.
 
     Thread-safe: two threads that ask for one model wait for the same load.
     """
@@ -51,6 +55,7 @@ class Host:
         context: int | None = None,
         plugins: Sequence[Any] = (),
         cache: bool = True,
+        prefixes: bool | None = None,
     ) -> None:
         if device not in ("auto", "cpu"):
             raise UsageError(f"`device` is {device!r}; allowed: auto, cpu")
@@ -59,6 +64,9 @@ class Host:
         self._context = context or self._settings.context
         self._extra = tuple(plugins)
         self._cache = cache
+        if self._settings.prefixes not in (None, "on", "off"):
+            raise UsageError(f"`prefixes` is set to {self._settings.prefixes!r}; allowed: on, off")
+        self._prefixes = self._settings.prefixes != "off" if prefixes is None else prefixes
         self._lock = threading.Lock()
         self._loaded: dict[str, Loaded] = {}
         self._models: dict[str, Future[ChatModel]] = {}
@@ -195,16 +203,43 @@ class Host:
         raise ModelError(f"no model for {sorted(kinds)} is on this machine and fits", hint="`qak models` lists them")
 
     def plan(self, spec: str | None = None, *, context: int | None = None, quant: str | None = None) -> Plan:
-        """How the model would be placed, nothing loaded.
+        """How the model would be placed, nothing fetched or loaded.
 
         Raises:
             UsageError: Where the name means nothing, or the model is run by another engine.
-            ModelError: Where its files are not here.
+            ModelError: Where its sizes are not catalogued and its files are not here.
         """
+        if context is None and quant is None and (loaded := self._loaded_plan(spec)) is not None:
+            return loaded
+        return self.plans([spec], Wishes(context=context, quant=quant or "auto"))[0]
+
+    def _loaded_plan(self, spec: str | None) -> Plan | None:
+        """The plan of a model that is open, with what was measured since; None where it is not open."""
+        with self._lock:
+            if not self._models:
+                return None
         target = self.target(spec)
-        if target.engine is not None:
-            raise UsageError(f"`{target.name}` is placed by the engine {target.engine.prefix!r}, not by us")
-        return make_plan(target.name, target.path(), context=context or self._context, quant=quant or self._quant)
+        with self._lock:
+            future = self._models.get(target.name)
+        if future is None or not future.done() or future.exception() is not None:
+            return None
+        plan: Plan | None = getattr(future.result(), "plan", None)
+        return plan
+
+    def plans(
+        self, specs: Sequence[str | None], wishes: Wishes, devices: Inventory | Sequence[Device] | None = None
+    ) -> tuple[Plan, ...]:
+        """How models would be placed that are to be resident together; the wishes are for the first of them.
+
+        Raises:
+            UsageError: Where a name means nothing, or a wish cannot be meant.
+            ModelError: Where a model's sizes are not catalogued and its files are not here.
+            PlanError: Where there is no device.
+        """
+        from qwen_agent_kit.host.planning import plans
+
+        quant = self._quant if wishes.quant == "auto" else wishes.quant
+        return plans(self, specs, replace(wishes, quant=quant, context=wishes.context or self._context), devices)
 
     def _open(self, target: Target) -> ChatModel:
         if target.engine is not None:
@@ -212,13 +247,15 @@ class Host:
         from qwen_agent_kit.host.local import LocalChatModel
 
         chosen = make_plan(target.name, target.path(), context=self._context, quant=self._quant).require()
-        loaded, engine = self._engine(target.path(), chosen)
+        media = media_of(target.path(), self.backends)
+        loaded, engine = self._engine(target.path(), chosen, media)
+        chosen = chosen.compare(weight_bytes=loaded.model.weight_bytes)
         entry = target.entry
         sampling = Sampling(**entry.sampling) if entry else None
         dialect = entry.dialect if entry else ""
-        return LocalChatModel(target.name, loaded, engine, chosen, dialect=dialect, sampling=sampling)
+        return LocalChatModel(target.name, loaded, engine, chosen, dialect=dialect, sampling=sampling, media=media)
 
-    def _engine(self, path: Path, chosen: Plan) -> tuple[LoadedModel, Engine]:
+    def _engine(self, path: Path, chosen: Plan, media: LocalMedia | None = None) -> tuple[LoadedModel, Engine]:
         # Threads that spin long at barriers collapse when another process takes a core, and those that never spin lose
         # a fifth on a quiet machine (docs/benchmarks.md). libgomp reads this when it is loaded with torch.
         if "OMP_WAIT_POLICY" not in os.environ:
@@ -233,7 +270,10 @@ class Host:
             ) from error
         cache = cache_dir("weights") if self._cache else None
         loaded = load_model(path, quant=chosen.scheme, device="cpu", cache=cache)
-        return loaded, Engine(loaded, context=chosen.context, kv_bytes=max(chosen.kv_bytes, self._spare(chosen)))
+        kv_bytes = max(chosen.kv_bytes, self._spare(chosen))
+        prefixes = cache_dir("prefixes") if self._prefixes else None
+        encoder = None if media is None else media.encoder()
+        return loaded, Engine(loaded, context=chosen.context, kv_bytes=kv_bytes, prefixes=prefixes, encoder=encoder)
 
     def _spare(self, chosen: Plan) -> int:
         """KV for several conversations: a quarter of what stays free, at most 1 GiB."""
@@ -311,15 +351,15 @@ def plan(
     context: int | None = None,
     quant: str = "auto",
     devices: Sequence[Device] | None = None,
+    max_pixels: int | None = None,
+    audio_seconds: float | None = None,
 ) -> Plan:
-    """How a model would be placed on this machine or on ``devices``: arithmetic over its header, no weights read.
+    """How a model would be placed on this machine or on ``devices``: arithmetic over its sizes, no weights read.
 
     Raises:
         UsageError: Where the name means nothing.
-        ModelError: Where its files are not here or are refused.
+        ModelError: Where its sizes are not catalogued and its files are not here, or are refused.
         PlanError: Where there is no device.
     """
-    target = default_host().target(str(model) if model is not None else None)
-    if target.engine is not None:
-        raise UsageError(f"`{target.name}` is placed by the engine {target.engine.prefix!r}, not by us")
-    return make_plan(target.name, target.path(), context=context, quant=quant, devices=devices)
+    wishes = Wishes(context, quant, max_pixels, audio_seconds)
+    return default_host().plans([str(model) if model is not None else None], wishes, devices)[0]

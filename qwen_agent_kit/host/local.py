@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,18 +19,27 @@ from qwen_agent_kit.backends import (
     Prompt,
     Sampling,
     SpanBudget,
+    Usage,
 )
 from qwen_agent_kit.catalog import dialect_of
 from qwen_agent_kit.errors import SchemaError, UsageError
+from qwen_agent_kit.host.media import check_items, check_pixels
 from qwen_agent_kit.parse import StreamParser
 from qwen_agent_kit.prompt import PromptRenderer, Rendered
 
 if TYPE_CHECKING:
     from qwen_agent_kit.engine import Engine
+    from qwen_agent_kit.host.media import LocalMedia
     from qwen_agent_kit.models import LoadedModel
     from qwen_agent_kit.placement import Plan
 
 __all__ = ["LocalChatModel"]
+
+_RATES = 32
+"""Answers whose speed is remembered; their median is what the plan is held against."""
+
+_LEAST = 8
+"""Answers with fewer drawn tokens say little about speed."""
 
 
 class LocalChatModel:
@@ -41,6 +52,7 @@ class LocalChatModel:
         plan: How it was placed.
         dialect: The tool-call dialect; read off the template where "".
         sampling: The model's defaults, over those of its files.
+        media: How it takes media, None where it takes text only.
     """
 
     def __init__(
@@ -52,6 +64,7 @@ class LocalChatModel:
         *,
         dialect: str = "",
         sampling: Sampling | None = None,
+        media: LocalMedia | None = None,
     ) -> None:
         if loaded.template is None:
             raise UsageError(
@@ -64,14 +77,23 @@ class LocalChatModel:
         self.loaded = loaded
         self._dialect = dialects.get(dialect or dialect_of(loaded.template))
         self._renderer = PromptRenderer(
-            loaded.tokenizer_json, loaded.template, dialect=self._dialect, special=loaded.special
+            loaded.tokenizer_json,
+            loaded.template,
+            dialect=self._dialect,
+            special=loaded.special,
+            widen=None if media is None else media.widen,
         )
         self._defaults = (sampling or Sampling()).over(Sampling(**loaded.sampling_defaults))
+        self._media = media
+        self._kinds = frozenset({"text"}) if media is None else media.kinds
         self._closed = threading.Event()
+        self._rates: deque[float] = deque(maxlen=_RATES)
 
     @property
     def caps(self) -> Capabilities:
-        return Capabilities(token_ids=True, grammar=True, tools=True, tools_with_schema=True, logprobs=True)
+        return Capabilities(
+            token_ids=True, grammar=True, tools=True, tools_with_schema=True, logprobs=True, kinds=self._kinds
+        )
 
     @property
     def renderer(self) -> PromptRenderer:
@@ -85,6 +107,8 @@ class LocalChatModel:
             UsageError: Where the prompt does not fit the context, or a schema is refused.
             EngineError: Where the engine fails.
         """
+        if self._media is not None:
+            check_items(request.messages)
         definitions = [tool.definition() for tool in request.tools]
         rendered = self._renderer.render(
             request.messages,
@@ -95,8 +119,10 @@ class LocalChatModel:
         sampling = request.sampling.over(self._defaults)
         grammar, notes = self._grammar(request, definitions, rendered)
         budget, more = self._budget(request.thinking, rendered)
+        check_pixels(rendered.media)
+        positions = None if self._media is None else self._media.positions(rendered.ids, rendered.media)
         generation = self.engine.submit(
-            Prompt(rendered.ids, rendered.media),
+            Prompt(rendered.ids, rendered.media, positions),
             sampling,
             grammar=grammar,
             budget=budget,
@@ -120,6 +146,7 @@ class LocalChatModel:
             deltas, truncated = parser.finish(reason)
             yield from deltas
             called = called or any(isinstance(delta, CallDone) for delta in deltas)
+            self._measure(generation.usage)
             yield Finish(
                 reason="tool_calls" if called and reason == "stop" else reason,
                 usage=generation.usage,
@@ -146,6 +173,13 @@ class LocalChatModel:
             control=self._renderer.control,
             max_tokens=request.sampling.over(self._defaults).max_tokens,
         )
+
+    def _measure(self, usage: Usage) -> None:
+        """Hold the plan against how fast the last answers came; forced ids cost no step and do not count."""
+        drawn = (usage.generated_tokens or 0) - (usage.forced_tokens or 0) - 1
+        if drawn >= _LEAST and usage.decode_ms:
+            self._rates.append(drawn * 1000 / usage.decode_ms)
+            self.plan = self.plan.compare(decode_tokens_per_second=round(statistics.median(self._rates), 3))
 
     def close(self) -> None:
         """Stop the engine; requests in flight end with an error."""

@@ -12,23 +12,35 @@ from pathlib import Path
 from qwen_agent_kit.backends import EngineSpec
 from qwen_agent_kit.catalog import ModelEntry
 from qwen_agent_kit.errors import ModelError, UsageError
-from qwen_agent_kit.placement.fetch import fetch_hub
+from qwen_agent_kit.placement.fetch import Reference, fetch_model, locate_model, parse_reference
+from qwen_agent_kit.placement.sources import Header
 
 __all__ = ["Target", "resolve"]
 
-_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PREFIX = re.compile(r"([a-z][a-z0-9_-]+):(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Target:
-    """A model that can be opened: an engine of a plugin with the rest of the name, or files (found when asked for)."""
+    """A model that can be opened: an engine of a plugin with the rest of the name, or files (found when asked for).
+
+    Args:
+        name: As it is shown.
+        engine: Of a plugin; it has no files of ours.
+        rest: What the engine gets of the name.
+        entry: The plugin's entry, where the name is one.
+        files: Finds or fetches the files.
+        hub: Whether the name is a hub's.
+        header: Reads the model's headers without its weights, where that can be done.
+    """
 
     name: str
     engine: EngineSpec | None = None
     rest: str = ""
     entry: ModelEntry | None = None
     files: Callable[[], Path] | None = None
+    hub: bool = False
+    header: Callable[[], Header] | None = None
 
     def path(self) -> Path:
         """The directory or file with the weights.
@@ -63,12 +75,15 @@ def resolve(
     path = Path(spec).expanduser()
     if path.is_dir() or path.is_file():
         return Target(path.name, files=lambda: path.resolve())
+    reference = parse_reference(spec)
+    if reference is not None and (reference.file or spec.startswith(("hf:", "modelscope:"))):
+        return _of_hub(reference, token)
     if match := _PREFIX.fullmatch(spec):
         return _engine(match[1], match[2], engines)
     if spec.endswith((".gguf", "/", "\\")) or spec.startswith((".", "/", "~")):
         raise ModelError(f"there is no file or directory `{spec}`", hint="check the path", code="model_not_found")
-    if _HUB.fullmatch(spec):
-        return Target(spec, files=lambda: fetch_hub(spec, token=token))
+    if reference is not None:
+        return _of_hub(reference, token)
     names = [entry.name for entry in entries]
     close = difflib.get_close_matches(spec, names, 1)
     raise UsageError(
@@ -76,6 +91,21 @@ def resolve(
         hint=f"did you mean `{close[0]}`?" if close else "`qak models` lists them; a hub id has the form owner/name",
         code="model_not_found",
     )
+
+
+def _of_hub(reference: Reference, token: str | None) -> Target:
+    return Target(
+        str(reference),
+        files=lambda: fetch_model(reference, token=token),
+        hub=True,
+        header=lambda: _header(reference, token),
+    )
+
+
+def _header(reference: Reference, token: str | None) -> Header:
+    from qwen_agent_kit.placement.fetch_header import read_header  # it brings the network
+
+    return read_header(locate_model(reference) or reference, token=token)
 
 
 def _engine(prefix: str, rest: str, engines: Sequence[EngineSpec]) -> Target:

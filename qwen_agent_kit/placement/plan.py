@@ -1,43 +1,58 @@
-"""What fits, before anything is loaded.
-
-``plan`` is arithmetic over an inventory, a shape and wishes; it imports no torch and reads no weights.
-"""
+"""``Plan``: how a model will be placed, how fast it will be, and why; as data and as text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from qwen_agent_kit.errors import PlanError, UsageError
-from qwen_agent_kit.placement.devices import Device, Inventory, inventory
-from qwen_agent_kit.placement.shape import Shape, read_shape
+from qwen_agent_kit.errors import PlanError
 
-__all__ = ["Plan", "SCHEMES", "make_plan", "weight_bytes"]
+__all__ = ["Placement", "Plan", "Wishes", "mib"]
 
-SCHEMES: dict[str, int] = {"fp32": 4, "bf16": 2, "int8": 2, "int4": 2}
-"""Scheme to the bytes of one activation and KV value under it."""
-
-OVERHEAD = 400 * 2**20
-"""Interpreter, torch and buffers, measured on Linux x86-64 with torch 2.13 CPU."""
-
-CHUNK = 512
+_MEASURED = "measured: "
 
 
-def weight_bytes(shape: Shape, scheme: str) -> int:
-    """The bytes of the packed weights: embedding dense, linear layers and head by scheme, norms and biases float32."""
-    value = SCHEMES[scheme]
-    linear = shape.linear_parameters + (0 if shape.tied and scheme in ("fp32", "bf16") else shape.embedding_parameters)
-    if scheme == "int8":
-        # One float32 scale per output row; rows are the smaller side's partner, so K is about the hidden size.
-        packed = linear + 4 * linear // max(1, shape.hidden)
-    elif scheme == "int4":
-        # Half a byte a weight; a bfloat16 scale and zero per 64.
-        packed = linear // 2 + 4 * linear // 64
-    else:
-        packed = linear * value
-    return packed + shape.embedding_parameters * value + 4 * shape.small_parameters
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a user wants of a plan; None leaves it to the planner.
+
+    Args:
+        context: Positions per conversation.
+        quant: A scheme, or ``auto``.
+        max_pixels: Of one image.
+        audio_seconds: Of one clip.
+        disk: Whether layers may stay on disk.
+    """
+
+    context: int | None = None
+    quant: str = "auto"
+    max_pixels: int | None = None
+    audio_seconds: float | None = None
+    disk: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What one device holds, in bytes; ``layers`` is the half-open range of the model's layers."""
+
+    device: str
+    kind: str
+    layers: tuple[int, int]
+    weights: int
+    kv: int
+    state: int
+    activations: int
+    overhead: int
+    free: int
+
+    @property
+    def total(self) -> int:
+        """All of it together."""
+        return self.weights + self.kv + self.state + self.activations + self.overhead
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "layers": list(self.layers), "total": self.total}
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,40 @@ class Plan:
     """How a model will be placed, and why.
 
     Sizes are bytes. ``feasible`` is False where it does not fit; ``reasons`` then begin with the shortage and
-    ``changes`` list the nearest plans that fit.
+    ``changes`` list the nearest plans that fit, the nearest first.
+
+    Args:
+        model: Its name.
+        scheme: How its matrices are kept.
+        device: The first device, ``cpu`` where one holds all.
+        context: Positions per conversation.
+        parameters: Of the model, towers included.
+        weight_bytes: Packed weights, on all devices.
+        kv_bytes_per_token: Keys and values of one position.
+        kv_bytes: The KV budget: the whole context of one conversation.
+        activation_bytes: While a chunk of the prompt is computed.
+        overhead_bytes: Interpreter, libraries, tokenizer, buffers.
+        free_bytes: On the devices that are used.
+        threads: Of the CPU.
+        feasible: Whether it fits.
+        reasons: One line per decision.
+        changes: What would fit instead.
+        state_bytes: Recurrent state of one conversation.
+        tower_bytes: Of ``weight_bytes``, those of vision and audio encoders.
+        load_peak_bytes: Needed while loading, besides the weights.
+        download_bytes: What is fetched, None where it is here.
+        dtype: Of activations.
+        kv_dtype: Of keys and values.
+        engine: What runs it; "" where the kit has nothing that does.
+        max_pixels: Of one image, None for a model that sees nothing.
+        audio_seconds: Of one clip, None for a model that hears nothing.
+        decode_tokens_per_second: Predicted, early in a conversation.
+        decode_full_tokens_per_second: Predicted, at the end of the context.
+        prefill_tokens_per_second: Predicted.
+        speed_basis: ``measured here`` or ``not yet measured``.
+        placements: Per device.
+        evicts: Models that have to be closed before this one is opened.
+        measured: After loading: what was measured, by the names above.
     """
 
     model: str
@@ -63,11 +111,27 @@ class Plan:
     feasible: bool
     reasons: tuple[str, ...]
     changes: tuple[str, ...] = ()
+    state_bytes: int = 0
+    tower_bytes: int = 0
+    load_peak_bytes: int = 0
+    download_bytes: int | None = None
+    dtype: str = "bf16"
+    kv_dtype: str = "bf16"
+    engine: str = "qak"
+    max_pixels: int | None = None
+    audio_seconds: float | None = None
+    decode_tokens_per_second: float = 0.0
+    decode_full_tokens_per_second: float = 0.0
+    prefill_tokens_per_second: float = 0.0
+    speed_basis: str = "not yet measured"
+    placements: tuple[Placement, ...] = ()
+    evicts: tuple[str, ...] = ()
+    measured: dict[str, float] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
         """All of it together."""
-        return self.weight_bytes + self.kv_bytes + self.activation_bytes + self.overhead_bytes
+        return self.weight_bytes + self.kv_bytes + self.state_bytes + self.activation_bytes + self.overhead_bytes
 
     def require(self) -> Plan:
         """Insist: the same plan back.
@@ -79,105 +143,65 @@ class Plan:
             raise PlanError(self.reasons[0], hint=self.changes[0] if self.changes else "use a smaller model")
         return self
 
+    def compare(self, **found: float) -> Plan:
+        """The same plan with what was measured, and a reason for each figure that says how far off it was.
+
+        Args:
+            found: By the names of this class's fields, as in ``decode_tokens_per_second=31.0``.
+        """
+        measured = {**self.measured, **found}
+        kept = tuple(reason for reason in self.reasons if not reason.startswith(_MEASURED))
+        return replace(self, measured=measured, reasons=(*kept, *_compared(self, measured)))
+
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "total_bytes": self.total_bytes, "schema_version": 1}
+        """JSON data; docs/concepts/placement.md describes the fields, which are only ever added to."""
+        data = {**asdict(self), "total_bytes": self.total_bytes, "schema_version": 1}
+        data["placements"] = [placement.to_dict() for placement in self.placements]
+        return data
 
     def __str__(self) -> str:
-        rows = [
-            f"{self.model} on {self.device}, {self.scheme}, context {self.context:,}",
-            f"  weights      {_mib(self.weight_bytes)}",
-            f"  KV           {_mib(self.kv_bytes)}  ({self.kv_bytes_per_token:,} bytes a token)",
-            f"  activations  {_mib(self.activation_bytes)}",
-            f"  overhead     {_mib(self.overhead_bytes)}",
-            f"  together     {_mib(self.total_bytes)} of {_mib(self.free_bytes)} free",
-            *(f"  - {reason}" for reason in self.reasons),
-            *(f"  try: {change}" for change in self.changes),
+        where = ", ".join(_where(p) for p in self.placements) or self.device
+        rows = [f"{self.model} on {where}, {self.scheme}, context {self.context:,}"]
+        rows += [f"  weights      {mib(self.weight_bytes)}" + self._towers()]
+        rows += [f"  KV           {mib(self.kv_bytes)}  ({self.kv_bytes_per_token:,} bytes a token)"]
+        rows += [f"  state        {mib(self.state_bytes)}"] if self.state_bytes else []
+        rows += [
+            f"  activations  {mib(self.activation_bytes)}",
+            f"  overhead     {mib(self.overhead_bytes)}",
+            f"  together     {mib(self.total_bytes)} of {mib(self.free_bytes)} free",
         ]
+        if self.feasible:
+            rows.append(
+                f"  speed        {rate(self.decode_tokens_per_second)} tokens/s drawn "
+                f"({rate(self.decode_full_tokens_per_second)} at the end of the context), "
+                f"{rate(self.prefill_tokens_per_second)} read ({self.speed_basis})"
+            )
+        rows += [f"  - {reason}" for reason in self.reasons]
+        rows += [f"  try: {change}" for change in self.changes]
         return "\n".join(rows)
 
-
-def make_plan(
-    name: str,
-    path: Path,
-    *,
-    context: int | None = None,
-    quant: str = "auto",
-    devices: Sequence[Device] | None = None,
-) -> Plan:
-    """Plan the model at ``path`` for this machine, or for the ``devices`` given.
-
-    Raises:
-        UsageError: For an unknown scheme or a context that is not positive.
-        PlanError: Where there is no device at all.
-        ModelError: Where the model's sizes cannot be read.
-    """
-    if quant != "auto" and quant not in SCHEMES:
-        raise UsageError(f"`quant` is {quant!r}; allowed: auto, {', '.join(SCHEMES)}")
-    if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
-        raise UsageError(f"`context` is {context!r}; allowed: a whole number from 1")
-    here = inventory()
-    if devices is not None:
-        here = Inventory(tuple(devices), here.threads)
-    if not here.devices:
-        raise PlanError("there is no device to place the model on; found 0 devices", hint="leave `devices` out")
-    shape = read_shape(path)
-    device = max(here.devices, key=lambda d: d.free)
-    tries = [quant] if quant != "auto" else ["bf16", "int8", "int4"]
-    plans = [_one(name, shape, scheme, context, device, here.threads, quant) for scheme in tries]
-    chosen = next((p for p in plans if p.feasible), plans[-1])
-    return chosen if chosen.feasible else _with_changes(chosen, shape)
+    def _towers(self) -> str:
+        return f"  ({mib(self.tower_bytes)} of them encoders)" if self.tower_bytes else ""
 
 
-def _one(name: str, shape: Shape, scheme: str, context: int | None, device: Device, threads: int, asked: str) -> Plan:
-    weights = weight_bytes(shape, scheme)
-    per_token = shape.kv_bytes(SCHEMES[scheme])
-    activations = (
-        CHUNK * (6 * shape.hidden + 3 * max(shape.intermediate, shape.expert_intermediate)) * 4 + 8 * shape.vocab
-    )
-    room = device.free - weights - activations - OVERHEAD
-    wanted = context or shape.context
-    fitting = max(0, room // per_token)
-    length = wanted if context else min(wanted, fitting)
-    feasible = length >= 1 and length <= fitting
-    reasons = [f"{scheme}: asked for" if asked != "auto" else f"{scheme}: the first of bf16, int8, int4 that fits"]
-    if context and context > shape.context:
-        reasons.append(f"context {context:,} is past the {shape.context:,} that the model was trained for")
-    elif length < wanted:
-        reasons.append(f"context cut from {wanted:,} to what fits")
-    length = length if feasible else wanted
-    plan = Plan(
-        model=name,
-        scheme=scheme,
-        device=device.name,
-        context=length,
-        parameters=shape.parameters,
-        weight_bytes=weights,
-        kv_bytes_per_token=per_token,
-        kv_bytes=per_token * length,
-        activation_bytes=activations,
-        overhead_bytes=OVERHEAD,
-        free_bytes=device.free,
-        threads=threads,
-        feasible=feasible,
-        reasons=tuple(reasons),
-    )
-    if feasible:
-        return plan
-    short = plan.total_bytes - device.free
-    needs, has = _mib(plan.total_bytes), _mib(device.free)
-    text = f"`{name}` in {scheme} needs {needs} and `{device.name}` has {has} free: {_mib(short)} short"
-    return Plan(**{**asdict(plan), "reasons": (text, *reasons)})
+def _compared(plan: Plan, measured: Mapping[str, float]) -> Iterator[str]:
+    for name, found in sorted(measured.items()):
+        planned = float(getattr(plan, name))
+        show = (lambda value: mib(int(value))) if name.endswith("_bytes") else rate
+        off = f"off by {abs(planned / found - 1):.0%}" if found else "nothing was measured"
+        yield f"{_MEASURED}{name.replace('_', ' ')} {show(found)}, planned {show(planned)}: {off}"
 
 
-def _with_changes(plan: Plan, shape: Shape) -> Plan:
-    changes = []
-    for scheme in SCHEMES:
-        room = plan.free_bytes - weight_bytes(shape, scheme) - plan.activation_bytes - plan.overhead_bytes
-        length = room // shape.kv_bytes(SCHEMES[scheme])
-        if length >= 256:
-            changes.append(f"quant={scheme!r} with context={min(length, shape.context)}")
-    return Plan(**{**asdict(plan), "changes": tuple(changes)})
+def _where(placement: Placement) -> str:
+    first, last = placement.layers
+    return f"{placement.device} (layers {first} to {last - 1})" if last > first else placement.device
 
 
-def _mib(count: int) -> str:
+def rate(value: float) -> str:
+    """Three figures."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def mib(count: int) -> str:
+    """Bytes for people."""
     return f"{count / 2**30:.2f} GiB" if abs(count) >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -106,7 +106,7 @@ def test_each_step_of_a_tool_loop_computes_only_what_is_new(model: LocalChatMode
             usage = finish.usage
             generated = len(finish.ids or ())
             assert usage.prompt_tokens is not None
-            prefill = seen[0] - (generated - 1)
+            prefill = seen[0] - (usage.drafted_tokens - usage.accepted_tokens) - (generated - 1)
             if before is not None:
                 assert prefill == usage.prompt_tokens - before[0] - before[1] + 1, f"step {n}: {usage}"
                 assert usage.cached_tokens == usage.prompt_tokens - prefill
@@ -205,6 +205,17 @@ def test_two_agents_share_one_engine(folder: Path, host: Host) -> None:
         limited = Agent(str(folder), system=agent.system, host=host, sampling=sampling)
         usages.append(limited.run("One?").usage)
     assert (usages[1].cached_tokens or 0) > 40
+
+
+def test_the_plan_is_held_against_what_was_measured(folder: Path, host: Host) -> None:
+    """Once a model is open its plan holds the weights as they are, and after answers how fast they came."""
+    agent = Agent(str(folder), host=host, sampling=Sampling(max_tokens=24, temperature=1.0, seed=1))
+    agent.run("Count.")
+    plan = agent.explain()
+    assert plan.measured["weight_bytes"] == pytest.approx(plan.weight_bytes, rel=0.01)
+    assert plan.measured["decode_tokens_per_second"] > 0
+    assert sum(reason.startswith("measured: ") for reason in plan.reasons) == 2
+    assert not host.plan(str(folder), context=64).measured
 
 
 def test_closing_the_stream_stops_the_engine(model: LocalChatModel) -> None:

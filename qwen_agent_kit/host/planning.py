@@ -1,0 +1,75 @@
+"""Plans by name: the catalogue's sizes, else those of the files that are here; nothing is fetched or loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qwen_agent_kit.catalog.released import find
+from qwen_agent_kit.errors import UsageError
+from qwen_agent_kit.host.resolve import Target
+from qwen_agent_kit.placement import Inventory, Plan, Wishes, inventory, model_of, plan_together
+from qwen_agent_kit.placement.sources import limited, model_of_entry, model_of_header
+
+if TYPE_CHECKING:
+    from qwen_agent_kit.host.host import Host
+    from qwen_agent_kit.placement import Device, Model
+
+__all__ = ["planned_model", "plans"]
+
+
+def planned_model(target: Target) -> Model:
+    """What the planner needs to know of ``target``.
+
+    Raises:
+        UsageError: Where it is run by another engine, which places it.
+        ModelError: Where its sizes are not catalogued and its files are not here.
+    """
+    if target.engine is not None:
+        raise UsageError(f"`{target.name}` is placed by the engine {target.engine.prefix!r}, not by us")
+    entry = target.entry
+    if entry is not None and entry.config is not None:
+        return model_of_entry(entry)
+    if entry is not None and (entry.locate is None or entry.locate() is None):
+        released = next((found for name in (entry.name, *entry.aliases) if (found := find(name))), None)
+        if released is not None:  # a plugin brings its files, and they are not here yet
+            return replace(model_of_entry(*released), name=entry.name)
+    if target.hub and (known := find(target.name)) is not None:
+        return model_of_entry(*known)
+    if target.header is not None:
+        return model_of_header(target.name, target.header())
+    return model_of(target.name, target.path())
+
+
+def plans(
+    host: Host, names: Sequence[str | None], wishes: Wishes, here: Inventory | Sequence[Device] | None = None
+) -> tuple[Plan, ...]:
+    """Plan models that are to be resident together, in order.
+
+    Args:
+        host: Knows the names.
+        names: The models; None for the default one.
+        wishes: For the first; the others are left to the planner, but for the disk.
+        here: The devices, or the whole inventory; this machine, as far as the engine uses it, where None.
+
+    Raises:
+        UsageError: Where a name means nothing or a wish cannot be meant.
+        PlanError: Where there is no device.
+    """
+    models = [planned_model(_target(host, name)) for name in names]
+    if here is None:
+        here = limited(inventory())
+    elif not isinstance(here, Inventory):
+        here = replace(inventory(), devices=tuple(here))
+    others = Wishes(disk=wishes.disk)
+    return plan_together(here, [(model, others if i else wishes) for i, model in enumerate(models)])
+
+
+def _target(host: Host, name: str | None) -> Target:
+    """As the host resolves it; a catalogued model may also be named without its owner."""
+    if name is not None and (known := find(name)) is not None and "/" not in name:
+        entry, release = known
+        if not any(own.answers_to(name) for own in host.entries):
+            name = f"{entry.name}-{release}" if release else entry.name
+    return host.target(name)
