@@ -23,8 +23,9 @@ def run(code: str, path: Path | None) -> subprocess.CompletedProcess[str]:
 
 def test_transformers_loads_without_torchvision() -> None:
     """The model classes import where torchvision is not installed."""
-    assert run("import torchvision", None).returncode != 0
-    assert run(LOAD, None).stdout.strip() == "Qwen2ForCausalLM"
+    hidden = "import sys; sys.modules['torchvision'] = None; "
+    assert run(f"{hidden}import torchvision", None).returncode != 0
+    assert run(hidden + LOAD, None).stdout.strip() == "Qwen2ForCausalLM"
 
 
 def test_transformers_loads_beside_a_broken_torchvision() -> None:

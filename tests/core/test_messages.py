@@ -81,6 +81,12 @@ def test_what_is_no_message_is_refused(data: object) -> None:
         Message.from_dict(data)  # type: ignore[arg-type]  # the point of the test
 
 
+def test_what_was_said_is_not_dropped() -> None:
+    """A message in another library's words is refused with the name of ours; it does not come out empty."""
+    with pytest.raises(UsageError, match="`parts` is what is said"):
+        Message.from_dict({"role": "user", "content": "hello"})
+
+
 def test_a_string_is_a_text_part() -> None:
     """Strings stand for Text wherever parts are given."""
     assert Message("user", "hi").parts == (Text("hi"),)  # type: ignore[arg-type]  # accepted on purpose

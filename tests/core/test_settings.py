@@ -47,6 +47,13 @@ def test_f61_a_wrong_file_is_named_by_key_and_line(file: Path, text: str, words:
     assert words in str(caught.value)
 
 
+def test_f61_a_file_that_is_no_text_is_named_by_line(file: Path) -> None:
+    """Bytes that are not UTF-8 are told with their line, in words of the user's world."""
+    file.write_bytes(b'model = "a"\nquant = "\xff"\n')
+    with pytest.raises(UsageError, match="line 2: it is not UTF-8"):
+        load_settings(file, {})
+
+
 def test_f61_a_wrong_variable_is_named(file: Path) -> None:
     """A variable that holds no such value is named, not silently dropped for the file's."""
     file.write_text("context = 5")

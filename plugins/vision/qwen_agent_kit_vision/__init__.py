@@ -1,0 +1,44 @@
+"""Vision backend: images, video and PDF pages for Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qwen_agent_kit import Backend, hookimpl
+from qwen_agent_kit_vision.grounding import Box, Point, draw, parse_marks
+
+if TYPE_CHECKING:
+    from qwen_agent_kit.tools import Tool
+
+__all__ = ["Box", "Point", "draw", "parse_marks", "register_backends", "register_tools"]
+
+QAK_API = 1
+
+
+@hookimpl
+def register_backends() -> list[Backend]:
+    """Offer the checkpoints that see."""
+    from qwen_agent_kit_vision.items import Vision
+    from qwen_agent_kit_vision.positions import positions
+    from qwen_agent_kit_vision.tower import Tower, footprint
+
+    return [
+        Backend(
+            name="vision",
+            accepts=frozenset({"text", "image", "video"}),
+            families=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+            default="Qwen/Qwen2.5-VL-3B-Instruct",
+            widen=Vision().widen,
+            positions=positions,
+            encoder=Tower,
+            footprint=footprint,
+        )
+    ]
+
+
+@hookimpl
+def register_tools() -> list[Tool]:
+    """Offer ``zoom`` and ``look``."""
+    from qwen_agent_kit_vision.tools import look, zoom
+
+    return [zoom, look]
