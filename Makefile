@@ -55,7 +55,7 @@ lint: $(INSTALLED)  ## formatting, lint, types, layers
 	@$(VENV)/bin/ruff format --check --quiet .
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/mypy
-	@$(VENV)/bin/mypy --no-error-summary --follow-imports=silent plugins/*/qwen_agent_kit_*.py
+	@$(VENV)/bin/mypy --no-error-summary --follow-imports=silent plugins/*/qwen_agent_kit_*.py plugins/*/qwen_agent_kit_*/*.py
 	@$(VENV)/bin/lint-imports --no-cache
 
 format: $(DEPENDENCIES)  ## rewrite the formatting

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from qwen_agent_kit.messages import ToolCall as ToolCall
     from qwen_agent_kit.messages import ToolResult as ToolResult
     from qwen_agent_kit.messages import Video as Video
+    from qwen_agent_kit.pipeline import run_pipeline as run_pipeline
     from qwen_agent_kit.tools import Tool as Tool
     from qwen_agent_kit.tools import ToolContext as ToolContext
     from qwen_agent_kit.tools import tool as tool
@@ -64,6 +65,7 @@ _HOMES = {
     "hookimpl": "hookspecs",
     "load_engine": "host",
     "plan": "host",
+    "run_pipeline": "pipeline",
     "tool": "tools",
 }
 

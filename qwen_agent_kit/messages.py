@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+from qwen_agent_kit.arrays import as_file
 from qwen_agent_kit.errors import MediaError, UsageError
 
 __all__ = [
@@ -64,7 +65,8 @@ class Media:
     """A part that is not text: where it comes from and how far that is trusted.
 
     Args:
-        source: ``bytes``, a path, or a ``data:`` or http(s) URL.
+        source: ``bytes``, a path, or a ``data:`` or http(s) URL; an array or an image object becomes the bytes of a
+            lossless file (``arrays``; ``options["rate"]`` is an audio array's samples a second, 16000 unless said).
         trust: ``configured`` for a source that the user wrote in code or on the command line, ``found`` for one that
             came inside a message, a tool result or a file; ``found`` sources may neither read local paths nor reach
             private addresses.
@@ -75,6 +77,12 @@ class Media:
     trust: Trust = "configured"
     options: Mapping[str, Any] = field(default_factory=dict)
     kind: ClassVar[str] = "media"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, bytes | str):
+            rate = self.options.get("rate", 16_000)
+            if (data := as_file(self.kind, self.source, rate if isinstance(rate, int) else 16_000)) is not None:
+                object.__setattr__(self, "source", data)
 
     @property
     def digest(self) -> str | None:
@@ -283,7 +291,12 @@ class Message:
         """
         if not isinstance(data, Mapping):
             raise UsageError(f"a message is {type(data).__name__}; allowed: an object with `role` and `parts`")
-        role, parts = data.get("role"), data.get("parts", ())
+        if "parts" not in data:
+            raise UsageError(
+                f"a message has the keys {[str(key)[:40] for key in data][:8]!r}; allowed: `role`, `parts` and `log`",
+                hint="`parts` is what is said: a string or a list of parts" if "content" in data else None,
+            )
+        role, parts = data.get("role"), data["parts"]
         if not isinstance(role, str):
             raise UsageError(f"a message has role {role!r}; allowed: {', '.join(ROLES)}")
         if not isinstance(parts, str | list | tuple):

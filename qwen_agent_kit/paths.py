@@ -38,7 +38,8 @@ def _root(variable: str, fallback: str, under: str) -> Path:
 def _private(path: Path) -> Path:
     if not path.is_dir():
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for missing in reversed([one for one in (path, *path.parents) if not one.is_dir()]):
+                missing.mkdir(mode=0o700, exist_ok=True)  # `parents=True` would make those above with the umask alone
         except OSError as error:
             raise UsageError(
                 f"cannot make the directory `{path}`: {error.strerror}",

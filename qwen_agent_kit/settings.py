@@ -5,6 +5,7 @@
     model = "smollm2"        # where no model is named           QAK_MODEL
     quant = "int8"           # auto, fp32, bf16, int8, int4      QAK_QUANT
     context = 4096           # positions per conversation        QAK_CONTEXT
+    prefixes = "off"         # on, off: prompts on disk          QAK_PREFIXES
     hub_token = "..."        # for gated repositories            HF_TOKEN
 
 A file that says something else is refused with the key and its line; a secret is never shown.
@@ -27,8 +28,14 @@ __all__ = ["Settings", "config_path", "load_settings"]
 
 _MOST = 2**16
 _SECRET = frozenset({"hub_token"})
-_ENVIRONMENT = {"model": "QAK_MODEL", "quant": "QAK_QUANT", "context": "QAK_CONTEXT", "hub_token": "HF_TOKEN"}
-_TYPES: dict[str, type] = {"model": str, "quant": str, "context": int, "hub_token": str}
+_ENVIRONMENT = {
+    "model": "QAK_MODEL",
+    "quant": "QAK_QUANT",
+    "context": "QAK_CONTEXT",
+    "prefixes": "QAK_PREFIXES",
+    "hub_token": "HF_TOKEN",
+}
+_TYPES: dict[str, type] = {"model": str, "quant": str, "context": int, "prefixes": str, "hub_token": str}
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Settings:
     model: str | None = None
     quant: str | None = None
     context: int | None = None
+    prefixes: str | None = None
     hub_token: str | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,8 +86,11 @@ def _from_file(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
         text = data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read `{path.name}`: {type(error).__name__}", code="invalid_config") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"`{path.name}`, line {line}: it is not UTF-8", code="invalid_config") from error
+    except OSError as error:
+        raise UsageError(f"cannot read `{path.name}`: {error.strerror}", code="invalid_config") from error
     if len(data) > _MOST:
         raise UsageError(f"`{path.name}` has {len(data)} bytes; allowed: at most {_MOST}", code="invalid_config")
     try:

@@ -93,8 +93,8 @@ class Agent:
     def __post_init__(self) -> None:
         if isinstance(self.tools, str) or isinstance(self.models, str):
             raise UsageError("`tools` or `models` is a string; allowed: a list")
-        for name in ("tools", "models"):
-            if not isinstance(getattr(self, name), Iterable):
+        for name in ("tools", "models", "plugins"):
+            if not isinstance(getattr(self, name) or (), Iterable):
                 raise UsageError(f"`{name}` is a {type(getattr(self, name)).__name__}; allowed: a list")
         candidates_of(self.model, self.models)
         tools = ToolSet(self._offered(value) if isinstance(value, str) else value for value in self.tools)

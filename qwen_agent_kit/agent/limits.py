@@ -54,12 +54,12 @@ class Limits:
             whole = field.name != "seconds"
             if value is None:
                 continue
-            allowed = "a whole number from 1" if whole else "a number above 0"
+            least = {"same_call": 2}.get(field.name, 1) if whole else 0
+            allowed = f"a whole number from {least}" if whole else "a number above 0"
             if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
                 raise UsageError(f"`{field.name}` of Limits is {str(value)[:80]!r}; allowed: {allowed}, or None")
-            least = {"same_call": 2}.get(field.name, 1) if whole else 0
             if not math.isfinite(value) or value < least or value == 0:
-                raise UsageError(f"`{field.name}` of Limits is {value!r}; allowed: {allowed} up, or None")
+                raise UsageError(f"`{field.name}` of Limits is {value!r}; allowed: {allowed}, or None")
 
 
 class Meter:

@@ -43,7 +43,7 @@ class _Calling:
 
     def __post_init__(self) -> None:
         renderer: Any = self.model.renderer
-        render, forward = renderer.render, self.decoder.forward
+        render, forward = renderer.render, self.decoder.forward_batch
 
         def timed_render(*arguments: Any, **options: Any) -> Any:
             rendered = render(*arguments, **options)
@@ -57,7 +57,7 @@ class _Calling:
             finally:
                 self.layers_ms += (time.perf_counter() - start) * 1000
 
-        renderer.render, self.decoder.forward = timed_render, timed_forward
+        renderer.render, self.decoder.forward_batch = timed_render, timed_forward
 
     @property
     def name(self) -> str:

@@ -18,12 +18,16 @@ class Row:
         value: In ``unit``.
         unit: Such as ``ms/step``, ``us/token`` or ``ratio``.
         limit: What is promised; None where nothing is.
+        least: Of the values whose median it is, None where it is a single one.
+        most: The same.
     """
 
     name: str
     value: float
     unit: str
     limit: float | None = None
+    least: float | None = None
+    most: float | None = None
 
     @property
     def ok(self) -> bool:

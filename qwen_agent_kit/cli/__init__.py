@@ -20,9 +20,11 @@ __all__ = ["CORE_COMMANDS", "cli", "main"]
 
 _CORE = {
     "run": ("qwen_agent_kit.cli.run:run_command", "Answer one prompt."),
+    "pipeline": ("qwen_agent_kit.cli.pipeline:pipeline_command", "Run many items, into a file that goes on."),
     "chat": ("qwen_agent_kit.cli.chat:chat_command", "Talk in the terminal."),
-    "plan": ("qwen_agent_kit.cli.models:plan_command", "Show what a model needs here, nothing loaded."),
-    "models": ("qwen_agent_kit.cli.models:models_command", "List models, fetch one."),
+    "plan": ("qwen_agent_kit.cli.plan:plan_command", "Show what a model needs and where it goes, nothing loaded."),
+    "recommend": ("qwen_agent_kit.cli.recommend:recommend_command", "Rank the models that fit for a task."),
+    "models": ("qwen_agent_kit.cli.models:models_command", "List models, compare them, fetch one."),
     "plugins": ("qwen_agent_kit.cli.plugins:plugins_command", "List plugins, their hooks and their faults."),
     "sessions": ("qwen_agent_kit.cli.sessions:sessions_command", "List, show, export, delete conversations."),
     "doctor": ("qwen_agent_kit.cli.doctor:doctor_command", "Check this installation."),

@@ -34,7 +34,7 @@ _REPEATS = click.option(
     default=3,
     show_default=True,
     metavar="N",
-    help="How often each part runs; the best run counts.",
+    help="How often each part runs.",
 )
 
 _TIMES = click.option(
@@ -46,9 +46,69 @@ _TIMES = click.option(
     help="How many fresh processes; the median counts.",
 )
 
+_ROUNDS = click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="How often each model answers; the median counts.",
+)
+_ITEMS = click.option(
+    "--items", type=click.IntRange(min=2), default=32, show_default=True, metavar="N", help="How many items a job has."
+)
+_TOKENS = click.option(
+    "--tokens", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="The most per answer."
+)
+_CONCURRENCY = click.option(
+    "--concurrency", type=click.IntRange(2, 256), default=8, show_default=True, metavar="N", help="Items at once."
+)
+_MODEL = click.option(
+    "--model", "-m", default="", metavar="SPEC", help="The model; else the one that answers by default."
+)
+
 _BENCHES: dict[str, tuple[str, str, tuple[Callable[..., Any], ...]]] = {
     "loop": ("qwen_agent_kit.bench.loop:measure", "The agent's loop, the model's work left out.", (_STEPS, _REPEATS)),
+    "placement": (
+        "qwen_agent_kit.bench.placement:measure",
+        "This machine's bandwidth and kernels, kept for plans; then predicted and measured speeds.",
+        (_ROUNDS,),
+    ),
+    "pipeline": (
+        "qwen_agent_kit.bench.pipeline:measure",
+        "A pipeline, batched against one item at a time.",
+        (_ITEMS, _TOKENS, _CONCURRENCY, _REPEATS, _MODEL),
+    ),
     "start": ("qwen_agent_kit.bench.start:measure", "How soon importing, --help and a cold run are there.", (_TIMES,)),
+}
+
+
+_SIDES = (
+    click.option(
+        "--model", default="smollm2", show_default=True, metavar="MODEL", help="A GGUF file or a catalog name."
+    ),
+    click.option(
+        "--quant", type=click.Choice(["int8", "int4", "bf16", "fp32"]), default="int8", show_default=True, help="Ours."
+    ),
+    click.option("--against", default="", metavar="NAMES", help="transformers, llama.cpp, or both with a comma."),
+    click.option(
+        "--pairs", type=click.IntRange(1), default=7, show_default=True, metavar="N", help="Runs of each side."
+    ),
+    click.option("--plot", metavar="FILE.png", help="Draw the figures, too; needs matplotlib."),
+)
+_LOOP = click.option(
+    "--steps", type=click.IntRange(1, 32), default=8, show_default=True, metavar="N", help="Of the loop."
+)
+_EACH = click.option(
+    "--tokens", type=click.IntRange(2, 1024), default=64, show_default=True, metavar="N", help="Generated per stream."
+)
+_BENCHES |= {
+    "agent": ("qwen_agent_kit.bench.streams:agent", "A tool loop, beside other engines.", (*_SIDES, _LOOP)),
+    "batch": (
+        "qwen_agent_kit.bench.streams:batch",
+        "1 to 16 streams together, beside other engines.",
+        (*_SIDES, _EACH),
+    ),
 }
 
 
@@ -75,13 +135,18 @@ def _show(rows: list[Row], as_json: bool) -> int:
         print_json({"rows": [{**asdict(row), "ok": row.ok} for row in rows]})
     else:
         print_table(
-            ("what", "value", "unit", "promised", ""),
+            ("what", "value", "least", "most", "unit", "promised", ""),
             [
-                (row.name, f"{row.value:.4f}", row.unit, "" if row.limit is None else f"{row.limit:g}", _verdict(row))
+                (row.name, *_figures(row), row.unit, "" if row.limit is None else f"{row.limit:g}", _verdict(row))
                 for row in rows
             ],
         )
     return 0 if all(row.ok for row in rows) else 1
+
+
+def _figures(row: Row) -> tuple[str, str, str]:
+    least, most = ("" if v is None else f"{v:.4g}" for v in (row.least, row.most))
+    return (f"{row.value:.4f}" if row.least is None else f"{row.value:.4g}"), least, most
 
 
 def _verdict(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""The options that ``run`` and ``chat`` share, and the agent they make."""
+"""The options that ``run``, ``chat`` and ``pipeline`` share, and the agent they make."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from qwen_agent_kit.agent import Agent
     from qwen_agent_kit.messages import Media, ToolCall
 
-__all__ = ["agent_options", "media_parts", "open_agent", "parse_thinking", "quant_option", "read_schema"]
+__all__ = [
+    "agent_options",
+    "lone_agent_options",
+    "media_parts",
+    "open_agent",
+    "parse_thinking",
+    "quant_option",
+    "read_schema",
+]
 
 MAX_SCHEMA = 4 * 2**20
 
@@ -29,13 +37,14 @@ quant_option = click.option(
     help="auto, fp32, bf16, int8 or int4.",
 )
 
+_SESSION = click.option("--session", metavar="NAME", help="Keep the conversation under this name and go on with it.")
 _OPTIONS = (
     click.option("--model", "-m", metavar="SPEC", help="A name, a path, engine:spec or a hub id."),
     click.option(
         "--tool", "-t", "tools", multiple=True, metavar="TOOL", help="module:function, file.py:function or a name."
     ),
     click.option("--system", "-s", metavar="TEXT", help="The system message."),
-    click.option("--session", metavar="NAME", help="Keep the conversation under this name and go on with it."),
+    _SESSION,
     click.option("--thinking", metavar="on|off|TOKENS", help="Whether the model thinks first, or for how many tokens."),
     click.option("--tool-choice", default="auto", metavar="CHOICE", help="auto, required, none or a tool's name."),
     click.option("--max-tokens", type=int, metavar="N", help="The most tokens per step."),
@@ -52,6 +61,14 @@ def agent_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the shared options to a command."""
     for option in reversed(_OPTIONS):
         command = option(command)
+    return command
+
+
+def lone_agent_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the shared options to a command whose runs are no conversations."""
+    for option in reversed(_OPTIONS):
+        if option is not _SESSION:
+            command = option(command)
     return command
 
 

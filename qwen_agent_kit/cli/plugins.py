@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from typing import Any
 
 import click
 
-from qwen_agent_kit.cli.output import json_option, note, print_json, print_table
+from qwen_agent_kit.cli.output import json_option, note, print_json, print_table, talk_only
 from qwen_agent_kit.errors import UsageError
 
 __all__ = ["plugins_command"]
@@ -27,7 +25,7 @@ def plugins_command(hook: str | None, as_json: bool) -> None:
 
     if hook is not None and hook not in HOOKS:
         raise UsageError(f"no hook is named {hook!r}; hooks: {', '.join(sorted(HOOKS))}")
-    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints when imported is talk, not data
+    with talk_only():  # what a plugin prints when imported is talk, not data
         rows = inventory(core_commands=CORE_COMMANDS)
     shown = [row for row in rows if hook is None or hook in row.hooks]
     if as_json:

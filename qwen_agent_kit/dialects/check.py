@@ -80,7 +80,8 @@ def _check(text: str | None, schema: Any, where: str, compile: Compile, limit: i
             return error.message
         return _fault(rules.text(), compile, limit)
 
-    raise SchemaError(f"{where}: {fault}", pointer=_located(schema, faulty))
+    pointer = _located(schema, faulty)
+    raise SchemaError(f"{where}: `{pointer}`: {fault}" if pointer else f"{where}: {fault}", pointer=pointer)
 
 
 def _fault(text: str, compile: Compile, limit: int | None) -> str | None:  # noqa: A002  # as above

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qwen_agent_kit import Agent, ToolCall, tool
+from qwen_agent_kit import Agent, Limits, ToolCall, tool
 from qwen_agent_kit.errors import UsageError
 from qwen_agent_kit.testing import ScriptedModel
 
@@ -35,6 +35,16 @@ def test_an_approval_is_not_spent_on_a_tool_that_is_not_armed(tmp_path: Path) ->
     assert "a is gone" in str([message.to_dict() for message in chat.messages])
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [("steps", 0, "whole number from 1, or None"), ("same_call", 1, "from 2, or"), ("seconds", 0, "above 0, or None")],
+)
+def test_a_limit_names_its_own_range(field: str, value: int, words: str) -> None:
+    """The least value differs by field, and the message says the right one."""
+    with pytest.raises(UsageError, match=words):
+        Limits(**{field: value})
+
+
 def test_a_refusal_needs_no_tool() -> None:
     """Refusing a call works without the tool."""
     model = ScriptedModel([ToolCall("c1", "wipe", {"name": "a"}), "As you wish."])
@@ -42,7 +52,9 @@ def test_a_refusal_needs_no_tool() -> None:
     assert Agent(model).chat(session="spare").resume({"c1": False}).output == "As you wish."
 
 
-@pytest.mark.parametrize("fields", [{"tools": wipe}, {"tools": 5}, {"models": 5}, {"host": 5}, {"tools": "wipe"}])
+@pytest.mark.parametrize(
+    "fields", [{"tools": wipe}, {"tools": 5}, {"models": 5}, {"host": 5}, {"tools": "wipe"}, {"plugins": 5}]
+)
 def test_wrong_fields_are_named(fields: dict[str, Any]) -> None:
     """A field of the wrong type is a usage error that names it."""
     with pytest.raises(UsageError, match=f"`{next(iter(fields))}`"):

@@ -63,7 +63,7 @@ MISTAKES = (
     Mistake("no model file", ("run", CANARY, "-m", "script_0.py"), ("script_0.py",), code=1),
     Mistake("unknown engine", ("run", CANARY, "-m", "vllm:x"), ("vllm", "scripted", "hint: ")),
     Mistake("model not fetched", ("run", CANARY), ("smollm2", "qak models fetch smollm2"), code=1),
-    Mistake("unknown tool", run("--tool", "zoom"), ("zoom", "hint: ")),
+    Mistake("unknown tool", run("--tool", "zooom"), ("zooom", "hint: ")),
     Mistake("tool without a function", run("--tool", "tools.py"), ("tools.py", "hint: ")),
     Mistake("missing tool file", run("--tool", "nothing.py:f"), ("nothing.py", "hint: ")),
     Mistake("missing tool function", run("--tool", "tools.py:subtract"), ("subtract", "hint: ")),

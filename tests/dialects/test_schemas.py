@@ -113,6 +113,7 @@ def test_the_output_schema_is_checked_too(compiler: GrammarCompiler) -> None:
             dialects.get("hermes"), [], of({"not": {}}), compile=compiler.compile, control=CONTROL, max_tokens=64
         )
     assert caught.value.pointer == "/properties/x/not"
+    assert "`/properties/x/not`" in caught.value.message, "people read the message, not the attribute"
 
 
 @pytest.mark.parametrize("name", dialects.NAMES)

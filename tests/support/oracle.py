@@ -27,6 +27,9 @@ class DenseKV:
         assert len(keys) >= end
         return keys[:end], values[:end]
 
+    def slabs(self) -> None:
+        """Not in slabs: the decoder computes with torch."""
+
 
 def their_model(folder: Path, **fields: Any) -> Any:
     """The directory as transformers opens it, float32."""

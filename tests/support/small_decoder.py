@@ -60,6 +60,18 @@ class SmallDecoder:
             x = x + mixed.transpose(0, 1).reshape(n, width) @ self.out[layer]
         return x[n - 1 if logits_from is None else logits_from :] @ self.head
 
+    def forward_batch(self, ids: torch.Tensor, positions: torch.Tensor, segments: Any) -> torch.Tensor:
+        """One sequence after the other, through ``forward``, which tests replace."""
+        found, first = [], 0
+        for segment in segments:
+            rows = slice(first, first + segment.count)
+            cut = segment.count - segment.wanted
+            found.append(
+                self.forward(ids[rows], positions[..., rows], segment.kv, start=segment.start, logits_from=cut)
+            )
+            first += segment.count
+        return torch.cat(found)
+
 
 class PlainKV:
     """Keys and values in a list, grown by concatenation: the slow and obvious way."""

@@ -1,0 +1,51 @@
+"""What a pipeline gains from many items in flight: the time of a job, batched against one item at a time."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from qwen_agent_kit.agent import Agent
+from qwen_agent_kit.backends import Sampling
+from qwen_agent_kit.bench.rows import Row
+from qwen_agent_kit.host import Host
+from qwen_agent_kit.pipeline import run_pipeline
+
+__all__ = ["measure"]
+
+
+def measure(items: int = 32, tokens: int = 32, concurrency: int = 8, repeats: int = 3, model: str = "") -> list[Row]:
+    """The median time of each side, the sides taken in turn; every run has new prompts, so that none finds a prefix.
+
+    Args:
+        items: Per job.
+        tokens: Per answer.
+        concurrency: Of the batched side.
+        repeats: Of each side.
+        model: As ``Agent`` takes it; the one that answers by default where "".
+    """
+    with Host() as host, tempfile.TemporaryDirectory() as folder:
+        agent = Agent(model or None, sampling=Sampling(temperature=0, max_tokens=tokens), host=host)
+        agent.run("Say hello.")  # opens the model
+        alone, batched = [], []
+        for number in range(repeats):
+            alone.append(_seconds(agent, Path(folder) / f"a{number}.jsonl", items, 1))
+            batched.append(_seconds(agent, Path(folder) / f"b{number}.jsonl", items, concurrency))
+    one, many = statistics.median(alone), statistics.median(batched)
+    job = f"{items} items of up to {tokens} tokens"
+    return [
+        Row(f"{job}, one at a time", one / items * 1000, "ms/item"),
+        Row(f"{job}, {concurrency} at a time", many / items * 1000, "ms/item"),
+        Row(f"{concurrency} at a time against one, time of the job", many / one, "ratio", 0.5),
+    ]
+
+
+def _seconds(agent: Agent, sink: Path, items: int, concurrency: int) -> float:
+    rows = ({"n": number, "job": sink.stem} for number in range(items))
+    began = time.perf_counter()
+    run_pipeline(
+        rows, agent, prompt="{n} of job {job}: count from one to ten in words.", sink=sink, concurrency=concurrency
+    )
+    return time.perf_counter() - began
