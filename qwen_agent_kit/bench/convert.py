@@ -24,6 +24,7 @@ __all__ = ["requantised", "transformers_dir"]
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _MATRICES = ("qkv", "out", "gate_up", "down")
 _VECTORS = ("attn_norm", "mlp_norm")
+_EIGHT = ("token_embd.weight", "output.weight")
 
 
 def requantised(path: Path, kind: str) -> Path:
@@ -37,6 +38,8 @@ def requantised(path: Path, kind: str) -> Path:
     if kind not in ("Q8_0", "Q4_0"):
         raise UsageError(f"`kind` is {kind!r}; allowed: Q8_0, Q4_0")
     _require_gguf(path)
+    if _is_all(path, kind):
+        return path
     place = cache_dir("bench") / f"{_key(path)}-{kind}.gguf"
     if not place.exists():
         temporary = place.with_suffix(f".{os.getpid()}.tmp")
@@ -64,6 +67,15 @@ def transformers_dir(path: Path) -> Path:
         place.mkdir(mode=0o700, exist_ok=True)
         _write_directory(GGUFFile(path), place)
     return place
+
+
+def _is_all(path: Path, kind: str) -> bool:
+    """Whether that is what ``requantised`` would make."""
+    import gguf
+
+    wanted = {name: "Q8_0" if name in _EIGHT else kind for name in GGUFFile(path).entries}
+    entries = ((name, e) for name, e in GGUFFile(path).entries.items() if len(e.shape) > 1)
+    return all(gguf.GGMLQuantizationType(e.kind).name == wanted[name] for name, e in entries)
 
 
 def _require_gguf(path: Path) -> None:
@@ -94,7 +106,7 @@ def _write_gguf(source: Path, kind: str, place: Path) -> None:
         if len(shape) < 2:
             writer.add_tensor(tensor.name, values.reshape(shape))
             continue
-        wanted = eight if tensor.name in ("token_embd.weight", "output.weight") else gguf.GGMLQuantizationType[kind]
+        wanted = eight if tensor.name in _EIGHT else gguf.GGMLQuantizationType[kind]
         writer.add_tensor(tensor.name, gguf.quants.quantize(values.reshape(shape), wanted), raw_dtype=wanted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -271,6 +271,13 @@ class LlamaCpp:
         found = self._server.handle_completions({**_request(prompt, new), "logprobs": 1, "cache_prompt": not fresh})
         return tuple(entry["id"] for entry in found["choices"][0]["logprobs"]["content"])
 
+    def likeliest(self, prompt: Sequence[int], most: int) -> list[tuple[int, float]]:
+        """The ids that it thinks likeliest to come next, with their log-probabilities."""
+        found = self._server.handle_completions({**_request(prompt, 1), "logprobs": most})
+        return [
+            (int(e["id"]), float(e["logprob"])) for e in found["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        ]
+
     def run_many(self, prompts: Sequence[Sequence[int]], new: int) -> float:
         threads = [threading.Thread(target=self._server.handle_completions, args=(_request(p, new),)) for p in prompts]
         began = time.perf_counter()

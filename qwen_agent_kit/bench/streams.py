@@ -1,20 +1,22 @@
 """``qak bench agent`` and ``qak bench batch``: a tool loop, and several streams at once, beside other engines.
 
-All sides take turns in one run, so that a busy machine hits them alike; the first turn warms up and does not count.
+All sides take turns in one run, so that a busy machine hits them alike. A turn before the first warms up and does not
+count: of the loop it is one step. Processor time of the whole process is given beside the clock's: where others use the
+machine it says more, best with one thread, as threads that wait for each other spin.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen_agent_kit.bench.compare import named, opened, opened_side, ratios, summary, turns
 from qwen_agent_kit.bench.rows import Row
-from qwen_agent_kit.errors import UsageError
 
 if TYPE_CHECKING:
     from qwen_agent_kit.bench.ours import Ours
@@ -30,7 +32,6 @@ LONGEST_CALL = 160
 """Ids that a call may take under the grammar; it ends by itself."""
 
 STREAMS = (1, 2, 4, 8, 16)
-_CLASS = {"int4": "llama.cpp-q4_0"}
 
 
 def agent(
@@ -39,23 +40,26 @@ def agent(
     against: str = "",
     pairs: int = 7,
     steps: int = 8,
+    threads: int = 0,
     plot: str | None = None,
 ) -> list[Row]:
     """A tool loop replayed: 1,500 tokens of system prompt and 14 tools, then steps of 40 ids and 150 of a result.
 
     The ids are the same for every side: llama.cpp's greedy ones where it takes part, as it cannot be told what to say,
-    else our own. Then the loop under the grammar of the tools, with forcing and drafts, and without.
+    else our own. Without other engines the loop is run under the grammar of the tools, too, with forcing and drafts,
+    and without.
 
     Args:
         model: A GGUF file or a catalog name.
         quant: ``int8``, ``int4``, ``bf16`` or ``fp32``.
-        against: ``transformers`` (a fresh ``generate``, and with its keys and values carried over), ``llama.cpp``, or
-            both with a comma.
+        against: ``transformers`` (a fresh ``generate``, and with its keys and values carried over), ``llama.cpp``, the
+            name of a single side (``bench.sides.SIDES``), or several with commas.
         pairs: How often each side runs.
         steps: Of the loop.
+        threads: For all sides; one per core where 0.
         plot: A PNG file for seconds per step.
     """
-    loaded, threads, path = _opened(model, quant)
+    loaded, threads, path = opened(model, quant, threads)
     from qwen_agent_kit.bench.ours import Ours
     from qwen_agent_kit.bench.turns import make_workload
 
@@ -65,18 +69,30 @@ def agent(
         sides: list[Any] = [
             stack.enter_context(closing(Ours(loaded, threads=threads, drafts=d))) for d in (True, False)
         ]
-        names = list(_named(against, quant))
-        sides += [stack.enter_context(closing(_side(name, path, threads, context))) for name in names]
+        names = list(named(against, quant))
+        sides += [stack.enter_context(closing(opened_side(name, path, threads, context))) for name in names]
         script = _script(sides, work)
-        times = _turns(sides, pairs, lambda side: _loop(side, work, script))
+        spent: dict[str, list[float]] = {}
+
+        def once(side: Any) -> list[float]:
+            before = time.process_time()
+            seconds = _loop(side, work, script)
+            spent.setdefault(side.name, []).append(time.process_time() - before)
+            return seconds
+
+        times = turns(sides, pairs, once, warm=lambda side: _loop(side, work, script[:1]))
         usages = sides[0].usages
         rows = list(
-            _loop_rows(f"agent loop of {steps}, {model}, {quant}", {n: [sum(t) for t in v] for n, v in times.items()})
+            _loop_rows(
+                f"agent loop of {steps}, {Path(model).stem}, {quant}",
+                {n: [sum(t) for t in v] for n, v in times.items()},
+            )
         )
+        rows += _loop_rows("processor time of the same", spent)
         rows.append(Row("drafted ids that came true", _share(usages, "accepted_tokens", "drafted_tokens"), "share"))
         if plot:
             _plot_steps(plot, times, steps)
-    return rows + _grammar_rows(loaded, threads, work, pairs)
+    return rows if against else rows + _grammar_rows(loaded, threads, work, pairs)
 
 
 def batch(
@@ -85,9 +101,10 @@ def batch(
     against: str = "",
     pairs: int = 7,
     tokens: int = 64,
+    threads: int = 0,
     plot: str | None = None,
 ) -> list[Row]:
-    """Tokens per second of 1 to 16 streams together, prompts of 32 random ids included; drafts are off.
+    """Tokens per second of 1 to 16 streams together, prompts of 16 random ids included; drafts are off.
 
     Args:
         model: A GGUF file or a catalog name.
@@ -95,66 +112,56 @@ def batch(
         against: ``transformers``, ``llama.cpp`` (with 16 slots), or both with a comma.
         pairs: How often each side runs.
         tokens: Generated per stream.
-        plot: A PNG file for tokens per second over streams.
+        threads: For all sides; one per core where 0.
+        plot: A PNG file for tokens per second over streams, of the clock's and of processor time.
     """
-    loaded, threads, path = _opened(model, quant)
+    loaded, threads, path = opened(model, quant, threads)
     from qwen_agent_kit.bench.ours import Ours
 
     choice = random.Random(1)  # noqa: S311  # no secret
     found: dict[str, dict[int, list[float]]] = {}
+    spent: dict[str, dict[int, list[float]]] = {}
     with ExitStack() as stack:
         sides: list[Any] = [stack.enter_context(closing(Ours(loaded, threads=threads, drafts=False)))]
-        names = [name for name in _named(against, quant) if name != "transformers-carried"]
+        names = [name for name in named(against, quant) if name != "transformers-carried"]
         context, slots = 64 + tokens, max(STREAMS)
-        sides += [stack.enter_context(closing(_side(name, path, threads, context, slots))) for name in names]
+        sides += [stack.enter_context(closing(opened_side(name, path, threads, context, slots))) for name in names]
         for count in STREAMS:
 
             def once(side: Any, n: int = count) -> float:
-                prompts = [[choice.randrange(300, 40_000) for _ in range(32)] for _ in range(n)]
-                return n * tokens / float(side.run_many(prompts, tokens))
+                prompts = [[choice.randrange(300, 40_000) for _ in range(16)] for _ in range(n)]
+                before = time.process_time()
+                seconds = float(side.run_many(prompts, tokens))
+                rates = spent.setdefault(side.name, {}).setdefault(n, [])
+                rates.append(n * tokens / (time.process_time() - before))
+                return n * tokens / seconds
 
-            for name, values in _turns(sides, pairs, once).items():
+            for name, values in turns(sides, pairs, once).items():
                 found.setdefault(name, {})[count] = values
+                del spent[name][count][0]  # warmed up
     rows = [
-        _row(f"{n} streams, {model}, {quant}: {name}", "tok/s", v) for name, by in found.items() for n, v in by.items()
+        *_batch_rows(f"{Path(model).stem}, {quant}", "tok/s", found),
+        *_batch_rows("processor time", "tok/cpu s", spent),
     ]
-    ours = next(iter(found.values()))
-    rows.append(_row("8 streams over 1: ours", "ratio", _ratios(ours[8], ours[1])))
-    for name, by in list(found.items())[1:]:
-        rows += [_row(f"{n} streams: ours over {name}", "ratio", _ratios(ours[n], by[n])) for n in STREAMS]
     if plot:
         from qwen_agent_kit.bench.plots import lines
 
-        curves = {name: [statistics.median(by[n]) for n in STREAMS] for name, by in found.items()}
-        lines(Path(plot), f"{model}, {quant}", "streams", "tokens per second", STREAMS, curves)
+        both = {**found, **{f"{name}, processor time": by for name, by in spent.items()}}
+        curves = {name: [statistics.median(by[n]) for n in STREAMS] for name, by in both.items()}
+        title = f"{Path(model).stem}, {quant}, {threads} threads"
+        lines(Path(plot), title, "streams", "tokens per second", STREAMS, curves)
     return rows
 
 
-def _opened(model: str, quant: str) -> tuple[LoadedModel, int, Path]:
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is loaded, as the host does
-    from qwen_agent_kit.bench.ours import opened
-    from qwen_agent_kit.host import Host
-
-    path = Path(model) if Path(model).is_file() else Host().target(model).path()
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return opened(path, quant, threads), threads, path
-
-
-def _named(against: str, quant: str) -> Iterator[str]:
-    known = {
-        "transformers": ("transformers", "transformers-carried"),
-        "llama.cpp": (_CLASS.get(quant, "llama.cpp-q8_0"),),
-    }
-    for name in (part.strip() for part in against.split(",")):
-        if name and name not in known:
-            raise UsageError(f"`--against` names {name[:40]!r}; allowed: {', '.join(known)}")
-        yield from known.get(name, ())
-
-
-def _side(name: str, path: Path, threads: int, context: int, slots: int = 1) -> Any:
-    from qwen_agent_kit.bench.sides import open_side
-
-    return open_side(name, path, threads=threads, context=context, slots=slots)
+def _batch_rows(title: str, unit: str, found: Mapping[str, Mapping[int, list[float]]]) -> Iterator[Row]:
+    for name, by in found.items():
+        yield from (summary(f"{n} streams, {title}: {name}", unit, values) for n, values in by.items())
+    (_, ours), *others = found.items()
+    yield summary(f"8 streams over 1, {title}: ours", "ratio", ratios(ours[8], ours[1]))
+    for name, by in others:
+        yield from (
+            summary(f"{n} streams, {title}: ours over {name}", "ratio", ratios(ours[n], by[n])) for n in STREAMS
+        )
 
 
 def _script(sides: Sequence[Any], work: Workload) -> list[list[int]]:
@@ -174,28 +181,18 @@ def _script(sides: Sequence[Any], work: Workload) -> list[list[int]]:
 def _loop(side: Any, work: Workload, script: Sequence[Sequence[int]]) -> list[float]:
     """Seconds of each step."""
     prompt, seconds = list(work.beginning), []
-    for step, (said, result) in enumerate(zip(script, work.results, strict=True)):
+    for step, (said, result) in enumerate(zip(script, work.results, strict=False)):
         seconds.append(side.run(prompt, len(said), said, fresh=step == 0).total)
         prompt = [*prompt, *said, *result]
     return seconds
 
 
-def _turns(sides: Sequence[Any], pairs: int, once: Callable[[Any], Any]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {side.name: [] for side in sides}
-    for turn in range(pairs + 1):
-        for side in sides if turn % 2 else list(reversed(sides)):
-            value = once(side)
-            if turn:  # the first warms up
-                found[side.name].append(value)
-    return found
-
-
 def _loop_rows(title: str, seconds: Mapping[str, list[float]]) -> Iterator[Row]:
     names = list(seconds)
     for name in names:
-        yield _row(f"{title}: {name}", "s", seconds[name])
+        yield summary(f"{title}: {name}", "s", seconds[name])
     for name in names[1:]:
-        yield _row(f"the time of {name} over ours", "ratio", _ratios(seconds[name], seconds[names[0]]))
+        yield summary(f"the time of {name} over ours", "ratio", ratios(seconds[name], seconds[names[0]]))
 
 
 def _grammar_rows(loaded: LoadedModel, threads: int, work: Workload, pairs: int) -> list[Row]:
@@ -208,12 +205,12 @@ def _grammar_rows(loaded: LoadedModel, threads: int, work: Workload, pairs: int)
         script: list[list[int]] = []
         _called(on, work, script)
         usages = list(on.usages)
-        times = _turns([on, off], pairs, lambda side: _called(side, work, script))
+        times = turns([on, off], pairs, lambda side: _called(side, work, script))
     forced = _share(usages, "forced_tokens", "generated_tokens")
     return [
         Row("under the grammar of 14 tools, forced ids of all", forced, "share"),
-        *(_row(f"the same loop under the grammar: {name}", "s", v) for name, v in times.items()),
-        _row("forcing and drafts off over on", "ratio", _ratios(times[off.name], times[on.name])),
+        *(summary(f"the same loop under the grammar: {name}", "s", v) for name, v in times.items()),
+        summary("forcing and drafts off over on", "ratio", ratios(times[off.name], times[on.name])),
     ]
 
 
@@ -233,14 +230,6 @@ def _called(side: Ours, work: Workload, script: list[list[int]]) -> float:
 def _share(usages: Sequence[Any], part: str, whole: str) -> float:
     total = sum(getattr(usage, whole) or 0 for usage in usages)
     return sum(getattr(usage, part) or 0 for usage in usages) / total if total else 0.0
-
-
-def _ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
-    return [a / b for a, b in zip(over, under, strict=True)]
-
-
-def _row(name: str, unit: str, values: Sequence[float]) -> Row:
-    return Row(name, statistics.median(values), unit, least=min(values), most=max(values))
 
 
 def _plot_steps(plot: str, times: Mapping[str, list[list[float]]], steps: int) -> None:

@@ -78,9 +78,9 @@ def make_workload(loaded: LoadedModel, steps: int) -> Workload:
 
 def _tool(verb: str, noun: str) -> dict[str, Any]:
     properties = {
-        f"{noun}_id": {"type": "integer", "description": f"The number of the {noun}."},
+        f"{noun}_id": {"type": "integer"},
         "status": {"type": "string", "enum": ["open", "closed", "waiting"]},
-        "note": {"type": "string", "description": "What to write beside it."},
+        "note": {"type": "string"},
     }
     parameters = {
         "type": "object",
@@ -88,7 +88,7 @@ def _tool(verb: str, noun: str) -> dict[str, Any]:
         "required": list(properties),
         "additionalProperties": False,
     }
-    description = f"{verb.capitalize()} one {noun} by its number."
+    description = f"{verb.capitalize()} one {noun}."
     return {
         "type": "function",
         "function": {"name": f"{verb}_{noun}", "description": description, "parameters": parameters},

@@ -68,7 +68,24 @@ INLINE void turn16(__m512 *r) {
 INLINE void load_span(attention_t *s, const void *keys, const void *values, int wide, int64_t from, int count, int dim,
                       int filled) {
 #ifdef QAK_AVX512
-    if (dim % 16 == 0) {
+    if (wide == 2 && dim % 32 == 0) { /* neighbours are turned in pairs, which halves the shuffles, then widened */
+        const __m512i high = _mm512_set1_epi32((int)0xffff0000u);
+        for (int half = 0; half < SPAN; half += 16)
+            for (int d = 0; d < dim; d += 32) {
+                __m512 r[16];
+                for (int i = 0; i < 16; i++) {
+                    int64_t at = (from + (half + i < count ? half + i : 0)) * dim + d;
+                    r[i] = _mm512_castsi512_ps(_mm512_loadu_si512((const uint16_t *)keys + at));
+                }
+                turn16(r);
+                for (int i = 0; i < 16; i++) {
+                    __m512i both = _mm512_castps_si512(r[i]);
+                    float *to = s->keys + (d + 2 * i) * SPAN + half;
+                    _mm512_storeu_si512(to, _mm512_slli_epi32(both, 16));
+                    _mm512_storeu_si512(to + SPAN, _mm512_and_si512(both, high));
+                }
+            }
+    } else if (dim % 16 == 0) {
         for (int half = 0; half < SPAN; half += 16)
             for (int d = 0; d < dim; d += 16) {
                 __m512 r[16];
@@ -88,6 +105,7 @@ INLINE void load_span(attention_t *s, const void *keys, const void *values, int 
             for (int d = 0; d < dim; d++) s->keys[d * SPAN + i] = row[d];
         }
     }
+    if (!values) return;
     for (int i = 0; i < count; i++) widen_row(values, wide, from + i, dim, filled, s->values + i * filled);
 }
 
@@ -124,14 +142,26 @@ INLINE float weigh(attention_t *s, int q, float *scores, int first, int last) {
     return shrink;
 }
 
-INLINE void mix(attention_t *s, int q, int queries, int count, int filled, const float *shrink) {
+/* Two times sixteen values of position k, from column d on: as they lie where `raw` is given, else as they were widened. */
+INLINE void pair16(const attention_t *s, const uint16_t *raw, int k, int filled, int d, v16 *a, v16 *b) {
+    if (raw) {
+        *a = bf16x16(raw + (int64_t)k * filled + d);
+        *b = bf16x16(raw + (int64_t)k * filled + d + 16);
+    } else {
+        *a = load16(s->values + k * filled + d);
+        *b = load16(s->values + k * filled + d + 16);
+    }
+}
+
+INLINE void mix(attention_t *s, const uint16_t *raw, int q, int queries, int count, int filled, const float *shrink) {
     for (int d = 0; d < filled; d += 32) {
         v16 sums[4][2];
         for (int i = 0; i < queries; i++)
             for (int h = 0; h < 2; h++)
                 sums[i][h] = load16(s->mixed + (q + i) * MOST_DIM + d + 16 * h) * splat(shrink[i]);
         for (int k = 0; k < count; k++) {
-            v16 a = load16(s->values + k * filled + d), b = load16(s->values + k * filled + d + 16);
+            v16 a, b;
+            pair16(s, raw, k, filled, d, &a, &b);
             for (int i = 0; i < queries; i++) {
                 v16 p = splat(s->scores[i * SPAN + k]);
                 sums[i][0] = fma16(p, a, sums[i][0]);
@@ -143,7 +173,7 @@ INLINE void mix(attention_t *s, int q, int queries, int count, int filled, const
     }
 }
 
-INLINE void some_queries(attention_t *s, int q, int queries, int64_t from, int count, int dim, int filled, int window) {
+INLINE void some_queries(attention_t *s, const uint16_t *raw, int q, int queries, int64_t from, int count, int dim, int filled, int window) {
     float shrink[4];
     score(s, q, queries, dim);
     for (int i = 0; i < queries; i++) {
@@ -156,13 +186,23 @@ INLINE void some_queries(attention_t *s, int q, int queries, int64_t from, int c
         }
         shrink[i] = weigh(s, q + i, s->scores + i * SPAN, first > 0 ? (int)first : 0, (int)last);
     }
-    mix(s, q, queries, count, filled, shrink);
+    mix(s, raw, q, queries, count, filled, shrink);
+}
+
+/* Ask for the next span while this one is computed: it is on other pages, where the processor does not look by itself. */
+INLINE void ahead(const void *keys, const void *values, int64_t at, int64_t left, int64_t most) {
+    if (left > most) left = most;
+    for (int64_t i = 0; i < left; i += 64) {
+        __builtin_prefetch((const char *)keys + at + i, 0, 2);
+        __builtin_prefetch((const char *)values + at + i, 0, 2);
+    }
 }
 
 /* Mix the values for `queries` queries in s->queries, whose last positions are in s->last, into s->mixed.
  * `wide` is the bytes of a value, `window` 0 for none. */
 static void attend(attention_t *s, int queries, const void *keys, const void *values, int wide, int dim, int window) {
     const int filled = (dim + 31) / 32 * 32;
+    const int direct = wide == 2 && filled == dim && queries <= 8; /* values that are read once or twice stay as they are */
     int64_t low = s->last[0], high = s->last[0];
     for (int q = 0; q < queries; q++) {
         if (s->last[q] < low) low = s->last[q];
@@ -174,11 +214,13 @@ static void attend(attention_t *s, int queries, const void *keys, const void *va
     int64_t from = window && low + 1 > window ? (low + 1 - window) / SPAN * SPAN : 0;
     for (; from <= high; from += SPAN) {
         int count = high + 1 - from < SPAN ? (int)(high + 1 - from) : SPAN, q = 0;
-        load_span(s, keys, values, wide, from, count, dim, filled);
-        for (; q + 4 <= queries; q += 4) some_queries(s, q, 4, from, count, dim, filled, window);
-        if (queries - q == 3) some_queries(s, q, 3, from, count, dim, filled, window);
-        else if (queries - q == 2) some_queries(s, q, 2, from, count, dim, filled, window);
-        else if (queries - q == 1) some_queries(s, q, 1, from, count, dim, filled, window);
+        const uint16_t *raw = direct ? (const uint16_t *)values + from * dim : NULL;
+        ahead(keys, values, (from + SPAN) * dim * wide, (high + 1 - from - SPAN) * dim * wide, SPAN * dim * wide);
+        load_span(s, keys, direct ? NULL : values, wide, from, count, dim, filled);
+        for (; q + 4 <= queries; q += 4) some_queries(s, raw, q, 4, from, count, dim, filled, window);
+        if (queries - q == 3) some_queries(s, raw, q, 3, from, count, dim, filled, window);
+        else if (queries - q == 2) some_queries(s, raw, q, 2, from, count, dim, filled, window);
+        else if (queries - q == 1) some_queries(s, raw, q, 1, from, count, dim, filled, window);
     }
     for (int q = 0; q < queries; q++) {
         v16 by = splat(1.0f / s->total[q]);

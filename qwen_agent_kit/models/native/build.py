@@ -24,8 +24,8 @@ __all__ = ["LAYOUT", "built_library"]
 
 _LOG = logging.getLogger("qwen_agent_kit")
 
-LAYOUT = "tiles1"
-"""Names the layout of packed matrices; raised with it."""
+LAYOUT = "tiles2"
+"""Names the layout of packed models; raised with it."""
 
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-Wno-psabi")
 _SECONDS = 120

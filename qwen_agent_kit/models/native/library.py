@@ -18,6 +18,10 @@ _TILE_BYTES = {"int8": 544, "int4": 288}
 """Of 16 rows by 32 columns: the values, and 16 scales in half precision."""
 
 
+PACK_VALUES = 2**22
+"""Values that are float32 at once while a matrix is packed."""
+
+
 class MatrixStruct(Structure):
     """``matrix_t`` of gemm.h."""
 
@@ -113,16 +117,24 @@ class Library:
         return ("portable", "avx512", "avx512-vnni")[self._functions.qak_level()]
 
     def pack(self, weight: torch.Tensor, kind: str) -> torch.Tensor:
-        """Blocks [ceil(N / 16), bytes] of a float32 matrix [N, K], bytes being a multiple of 64."""
-        weight = weight.contiguous()
+        """Blocks [ceil(N / 16), bytes] of a matrix [N, K] of any floating dtype, bytes being a multiple of 64.
+
+        A few rows at a time are made float32, so that packing takes little besides the matrix and its blocks.
+        """
         n, k = weight.shape
         tiles = torch.empty(-(-n // 16), -(-(-(-k // 32) * _TILE_BYTES[kind]) // 64) * 64, dtype=torch.uint8)
-        failed = self._pack(weight.data_ptr(), n, k, KINDS[kind], tiles.data_ptr(), torch.get_num_threads())
-        return _done(failed, tiles)
+        step = max(1, PACK_VALUES // max(1, k) // 16) * 16
+        for first in range(0, n, step):
+            part = weight[first : first + step].float().contiguous()
+            place = tiles[first // 16 :].data_ptr()
+            _done(self._pack(part.data_ptr(), len(part), k, KINDS[kind], place, torch.get_num_threads()), tiles)
+        return tiles
 
     def product(self, matrix: MatrixStruct, x: torch.Tensor) -> torch.Tensor:
         """float32 [rows, N] of contiguous float32 x [rows, K]."""
         y = torch.empty(x.shape[0], matrix.n)
+        if not len(x):
+            return y  # the kernels share rows out by their number
         failed = self._product(matrix, x.data_ptr(), x.shape[0], y.data_ptr(), torch.get_num_threads())
         return _done(failed, y)
 

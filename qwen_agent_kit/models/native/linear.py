@@ -60,5 +60,5 @@ def pack_native(weight: torch.Tensor, bias: torch.Tensor | None, kind: str) -> d
     assert loaded is not None, "`native_kind` says where there are kernels"
     shape = torch.zeros(16, dtype=torch.int32)  # a cache line, so that what follows in a file begins on one
     shape[:3] = torch.tensor([*weight.shape, KINDS[kind]])
-    packed = {"weight": loaded.pack(weight.float(), kind), "shape": shape}
+    packed = {"weight": loaded.pack(weight, kind), "shape": shape}
     return packed if bias is None else {**packed, "bias": bias.float().contiguous()}
