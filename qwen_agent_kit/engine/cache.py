@@ -40,6 +40,7 @@ class _Match:
     live: Live
     usable: int
     prefix_break: str | None
+    common: int
 
     @property
     def whole(self) -> bool:
@@ -68,12 +69,12 @@ class Cache:
     @property
     def most(self) -> int:
         """The longest sequence that can ever be admitted, in positions."""
-        return min(self._context, self._room // QUANTUM * QUANTUM)
+        return min(self._context, max(0, self._room - self._layout.running_states) // QUANTUM * QUANTUM)
 
     @property
     def used_bytes(self) -> int:
         """What running and idle sequences take."""
-        return sum(live.capacity for live in self._lives) * self._layout.position_bytes
+        return sum(live.taken for live in self._lives) * self._layout.position_bytes
 
     @property
     def lives(self) -> tuple[Live, ...]:
@@ -83,7 +84,7 @@ class Cache:
     @property
     def available(self) -> int:
         """Positions that nobody takes, or that idle sequences would give up."""
-        return self._room - sum(live.capacity for live in self._lives if live.running)
+        return self._room - sum(live.taken for live in self._lives if live.running)
 
     def acquire(self, content: Content, total: int) -> Lease | None:
         """A place for ``content`` with room for ``total`` positions, or None while too much else runs.
@@ -91,7 +92,7 @@ class Cache:
         At least the last position of a prompt is always left to compute, because its logits are needed.
         """
         chain = self._chain(content)
-        match = self._best(content, chain)
+        match, parted = self._best(content, chain)
         live = self._place(match, round_up(total))
         if live is None:
             return None
@@ -104,6 +105,8 @@ class Cache:
             self._index.cut(live, kept)
             live.spilled = min(live.spilled, kept // BLOCK * BLOCK)
             restored = self._restored(live, content, chain, kept)
+            if self._layout.snapshots_only:
+                live.kv.snapshots.begin(restored, (parted, len(content.ids) - 1))
             live.begin(content, restored)
         except BaseException:
             self._remove(live)
@@ -159,17 +162,22 @@ class Cache:
         self._index.cut(live, 0)
         del self._lives[live]
 
-    def _best(self, content: Content, chain: list[bytes]) -> _Match | None:
+    def _best(self, content: Content, chain: list[bytes]) -> tuple[_Match | None, int]:
+        """What can be reused, and how much some sequence has in common with the prompt, reusable or not."""
         for live in self._lives:
             if live.running:
                 self._index.note(live)
         depth, holders = self._index.deepest(chain)
+        if self._layout.snapshots_only:  # the longest common beginning need not be the one whose state was kept
+            depth = 0
         best: _Match | None = None
+        parted = 0
         for live in islice(holders if depth else reversed(self._lives), LOOK):
-            match = _match(live, content, depth * BLOCK)
+            match = _match(live, content, depth * BLOCK, self._layout.snapshots_only)
+            parted = max(parted, match.common)
             if match.usable and (best is None or (match.usable, match.whole) > (best.usable, best.whole)):
                 best = match
-        return best
+        return best, parted
 
     def _chain(self, content: Content) -> list[bytes]:
         """The prompt's digests; what it shares with the sequence used last, as in a loop, is not hashed again."""
@@ -181,7 +189,7 @@ class Cache:
         if match is not None and match.whole:
             return self._extend(match.live, total)
         keep = match.live if match is not None else None
-        if self._evict(total, keep):
+        if self._evict(total + self._layout.running_states, keep):
             live = Live(self._layout)
             self._lives[live] = None
             live.reserved, live.running = total, True
@@ -200,14 +208,15 @@ class Cache:
         generous = min(round_up(capacity * 3 // 2), round_up(self._context))
         if total > capacity and total < generous and generous - capacity <= self._free():
             reserve = generous
-        if not self._evict(reserve - capacity, live):
+        states = self._layout.running_states - (live.taken - live.capacity)
+        if not self._evict(reserve - capacity + states, live):
             return None
         live.reserved, live.running = reserve, True
         return live
 
     def _free(self) -> int:
         """Positions that nobody takes."""
-        return self._room - sum(live.capacity for live in self._lives)
+        return self._room - sum(live.taken for live in self._lives)
 
     def _evict(self, positions: int, keep: Live | None) -> bool:
         """Make ``positions`` free by forgetting idle sequences, oldest first; nothing is forgotten where that fails."""
@@ -220,7 +229,7 @@ class Cache:
                 break
             if live is not keep:
                 going.append(live)
-                free += live.capacity
+                free += live.taken
         if free < positions:
             return False
         for live in going:
@@ -236,10 +245,12 @@ class Cache:
         self._lives[live] = None
 
 
-def _match(live: Live, content: Content, known: int) -> _Match:
+def _match(live: Live, content: Content, known: int, snapshots_only: bool) -> _Match:
     common, what = live.shared(content, known)
     usable = min(common, len(content.ids) - 1)
     if usable < common and content.media:
         usable = before_media(content.media, usable)
     whole = common == live.length or common == len(content.ids)
-    return _Match(live, usable, None if whole or not usable else f"{what} at {common} of {live.length}")
+    if snapshots_only and (kept := live.kv.snapshots.before(usable)) < usable:
+        usable, whole, what = kept, False, f"no recurrent state was kept after {kept}; {what}"
+    return _Match(live, usable, None if whole or not usable else f"{what} at {common} of {live.length}", common)

@@ -88,9 +88,10 @@ class Engine:
         for name, value in (("context", context), ("chunk", chunk)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UsageError(f"`{name}` is {value!r}; allowed: a whole number from 1")
-        layout = KVLayout(config.layers, config.kv_heads, config.head_dim, loaded.model.dtype)
+        states = getattr(loaded.model, "state_bytes", 0)
+        layout = KVLayout(config.layers, config.kv_heads, config.head_dim, loaded.model.dtype, state_bytes=states)
         if kv_bytes is None:
-            kv_bytes = max(2**28, (context + 64) * layout.position_bytes)
+            kv_bytes = max(2**28, (context + 64 + 2 * layout.running_states) * layout.position_bytes)
         self.context = context
         self._loaded = loaded
         self._defaults = Sampling(**loaded.sampling_defaults)
@@ -98,6 +99,8 @@ class Engine:
         self._prompts = PromptReader(config.vocab_size, media=encoder is not None)
         self._media = None if encoder is None else MediaCache(encoder, config.hidden, media_bytes)
         self._watch, self._forcing = stop_repetition, forcing
+        if layout.snapshots_only:  # what a draft or a file would have to be rolled back to is not there
+            drafts, prefixes = False, None
         spill = None if prefixes is None else Spill(prefixes, _kernel_key(loaded, layout), layout, prefix_bytes)
         cache = Cache(layout, kv_bytes, context, spill)
         self._worker = Worker(Runner(loaded.model), cache, chunk=chunk, queued=MOST_QUEUED, drafts=drafts)
@@ -123,7 +126,9 @@ class Engine:
 
         Raises:
             SchemaError: Where it is refused.
+            EngineError: In a forked child.
         """
+        self._worker.require_own()
         return self._texts.grammar(grammar)
 
     def submit(
@@ -154,8 +159,10 @@ class Engine:
         Raises:
             UsageError: For a prompt that is refused; ``context_length_exceeded`` where it can never fit.
             SchemaError: For a grammar that is refused, or that ``max_tokens`` cannot fulfil.
-            EngineError: ``queue_full``, or where the engine was closed or has died.
+            EngineError: ``queue_full``, ``forked`` in a child of the process that made it, or where the engine was
+                closed or has died.
         """
+        self._worker.require_own()
         _check_types(sampling, grammar, budget, deadline)
         _check_more(priority, salt, adapter)
         content = self._prompts.read(prompt, salt)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+from qwen_agent_kit.engine.snapshots import MOST_STATES, Snapshots
 
 __all__ = ["KVLayout", "QUANTUM", "SequenceKV", "round_up"]
 
@@ -19,18 +22,34 @@ def round_up(positions: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class KVLayout:
-    """What one position takes."""
+    """What one position takes, and what a sequence takes besides: ``state_bytes`` of a recurrent state."""
 
     layers: int
     kv_heads: int
     head_dim: int
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
+    state_bytes: int = 0
 
     @property
     def position_bytes(self) -> int:
         """Keys and values of every layer for one position."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+        return max(1, 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize)
+
+    @property
+    def snapshots_only(self) -> bool:
+        """Whether a prefix can be reused only where its recurrent state was kept."""
+        return self.state_bytes > 0
+
+    @property
+    def state_positions(self) -> int:
+        """One recurrent state, in positions of as many bytes."""
+        return -(-self.state_bytes // self.position_bytes)
+
+    @property
+    def running_states(self) -> int:
+        """What the states of a running sequence may come to, in positions."""
+        return MOST_STATES * self.state_positions
 
 
 class SequenceKV:
@@ -46,6 +65,7 @@ class SequenceKV:
         self._keys = [self._slab(0) for _ in range(layout.layers)]
         self._values = [self._slab(0) for _ in range(layout.layers)]
         self.capacity = 0
+        self.snapshots = Snapshots()
 
     def _slab(self, capacity: int) -> torch.Tensor:
         layout = self._layout
@@ -79,6 +99,8 @@ class SequenceKV:
             for new, old in zip(mine, theirs, strict=True):
                 new[:, :length] = old[:, :length]
 
+        self.snapshots.share(other.snapshots, length)
+
     def dump(self, start: int, end: int) -> torch.Tensor:
         """A copy of a run of positions, [2, layers, kv_heads, n, head_dim]."""
         return torch.stack([torch.stack([slab[:, start:end] for slab in of]) for of in (self._keys, self._values)])
@@ -99,6 +121,14 @@ class SequenceKV:
     def read(self, layer: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [end, kv_heads, head_dim] of the first ``end`` positions, as views."""
         return self._keys[layer][:, :end].transpose(0, 1), self._values[layer][:, :end].transpose(0, 1)
+
+    def state(self, at: int) -> Any:
+        """The recurrent state after ``at`` positions, None where it is not kept."""
+        return self.snapshots.at(at)
+
+    def put_state(self, at: int, state: Any) -> None:
+        """Take the recurrent state after ``at`` positions."""
+        self.snapshots.put(at, state)
 
     def slabs(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The slabs themselves, layer by layer: keys and values [kv_heads, capacity, head_dim], contiguous."""

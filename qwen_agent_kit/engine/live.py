@@ -25,6 +25,7 @@ class Live:
 
     def __init__(self, layout: KVLayout) -> None:
         self.kv = SequenceKV(layout)
+        self._layout = layout
         self.length = 0
         self.count = 0
         self.reserved = 0
@@ -44,8 +45,15 @@ class Live:
 
     @property
     def capacity(self) -> int:
-        """How many positions it takes from the budget."""
+        """How many positions there is room for, or will be."""
         return max(self.kv.capacity, self.reserved if self.running else 0)
+
+    @property
+    def taken(self) -> int:
+        """The same with its recurrent states."""
+        layout = self._layout
+        states = layout.running_states if self.running else len(self.kv.snapshots) * layout.state_positions
+        return self.capacity + states
 
     def ids(self, start: int, end: int) -> Ids:
         """The ids from ``start`` to ``end``, a view."""

@@ -15,7 +15,7 @@ from qwen_agent_kit.engine.content import Content
 from qwen_agent_kit.errors import EngineError, QakError
 
 if TYPE_CHECKING:
-    from qwen_agent_kit.models import Decoder
+    from qwen_agent_kit.models import Decoder, ForeignDecoder
 
 __all__ = ["MEDIA_BYTES", "MediaCache", "MediaCounters", "Slot", "media_rows"]
 
@@ -120,7 +120,7 @@ def _size(embeddings: Embeddings) -> int:
 
 
 def media_rows(
-    parts: Sequence[tuple[Sequence[MediaSpan], int, int]], ids: torch.Tensor, model: Decoder
+    parts: Sequence[tuple[Sequence[MediaSpan], int, int]], ids: torch.Tensor, model: Decoder | ForeignDecoder
 ) -> dict[str, torch.Tensor]:
     """The embeddings of a step whose rows meet media, as keyword arguments of ``Decoder.forward_batch``; else none.
 

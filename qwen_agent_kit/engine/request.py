@@ -87,6 +87,7 @@ class Clock:
 
     submitted: float = field(default_factory=time.perf_counter)
     first: float | None = None
+    drawn: float | None = None
     last: float | None = None
     prefill: float = 0.0
 
@@ -116,6 +117,7 @@ class Request:
         self._forced = 0
         self._drafter = Drafter()
         self._drew = False
+        self._unsent: list[int | Token | End] = []
 
     @property
     def done(self) -> bool:
@@ -136,6 +138,7 @@ class Request:
         """What it has cost so far; exact once it is done."""
         clock = self.clock
         since = clock.submitted
+        begun = clock.first if clock.drawn is None else clock.drawn  # what is forced at once comes before the prefill
         return Usage(
             prompt_tokens=self._prompt,
             cached_tokens=self._cached,
@@ -144,7 +147,7 @@ class Request:
             forced_tokens=self._forced,
             first_token_ms=None if clock.first is None else 1000 * (clock.first - since),
             prefill_ms=1000 * clock.prefill,
-            decode_ms=0.0 if clock.first is None or clock.last is None else 1000 * (clock.last - clock.first),
+            decode_ms=0.0 if begun is None or clock.last is None else 1000 * max(0.0, clock.last - begun),
             prefix_break=self._break,
             drafted_tokens=self._drafter.drafted,
             accepted_tokens=self._drafter.accepted,
@@ -166,6 +169,7 @@ class Request:
         self.content = self.live.content()
         self.live = None
         self.preemptions += 1
+        self.deliver()
 
     def draft(self, costs: Costs, rows: int, room: int) -> list[int]:
         """Ids to compute on trial beside ``rows``, at most ``room``."""
@@ -204,6 +208,7 @@ class Request:
         self._drew = True
         rules = self.rules
         draw = rules.sampler(logits, self._mask if rules.grammar is not None else None)
+        self.clock.drawn = self.clock.drawn or time.perf_counter()
         self._append(draw.id, draw.logprob)
         self._force()
 
@@ -216,7 +221,22 @@ class Request:
             if isinstance(span.item, Slot):
                 span.item.clear()
         text = self.rules.text
-        self._send(End(None if text is None or error is not None else text.flush(), error))
+        self._unsent.append(End(None if text is None or error is not None else text.flush(), error))
+        self.deliver()
+
+    def deliver(self) -> None:
+        """Hand over what was appended.
+
+        That is done once a step, just before the forward: it runs without the interpreter's lock, which consumers that
+        wake up would otherwise take from the engine's thread row by row.
+        """
+        if not self._unsent:
+            return
+        for item in self._unsent:
+            self.out.put(item)
+        self._unsent.clear()
+        if self.wake is not None:
+            self.wake()
 
     def fail(self, error: BaseException) -> None:
         """End with an error; one that is not ours is wrapped, its text kept out."""
@@ -263,9 +283,10 @@ class Request:
         self.clock.last = time.perf_counter()
         if self.clock.first is None:
             self.clock.first = self.clock.last
-        self._send(token if rules.text is None else Token(token, rules.text.feed(token)))
-        if self.out.qsize() > (MOST_UNREAD if rules.text is None else MOST_UNREAD_TEXT):
-            raise EngineError(f"{self.out.qsize()} ids wait for a reader that does not come", code="consumer_stalled")
+        self._unsent.append(token if rules.text is None else Token(token, rules.text.feed(token)))
+        unread = self.out.qsize() + len(self._unsent)
+        if unread > (MOST_UNREAD if rules.text is None else MOST_UNREAD_TEXT):
+            raise EngineError(f"{unread} ids wait for a reader that does not come", code="consumer_stalled")
         reason = self._reason(token)
         if reason is not None:
             self.finish(reason)
@@ -280,8 +301,3 @@ class Request:
         if rules.watch is not None and rules.watch.accept(self.ids):
             return "repetition"
         return "length" if len(self.ids) >= rules.max_tokens else None
-
-    def _send(self, item: int | Token | End) -> None:
-        self.out.put(item)
-        if self.wake is not None:
-            self.wake()

@@ -14,7 +14,7 @@ from qwen_agent_kit.engine.live import Live
 from qwen_agent_kit.engine.media import media_rows
 
 if TYPE_CHECKING:
-    from qwen_agent_kit.models import Decoder
+    from qwen_agent_kit.models import Decoder, ForeignDecoder
 
 __all__ = ["Counters", "Part", "Runner"]
 
@@ -59,7 +59,7 @@ class _Segment:
 class Runner:
     """Runs the model; knows nothing of requests, sampling or text."""
 
-    def __init__(self, model: Decoder) -> None:
+    def __init__(self, model: Decoder | ForeignDecoder) -> None:
         self._model = model
         self.counters = Counters()
 

@@ -142,6 +142,7 @@ class Scheduler:
         count = min(live.pending, most)
         if self._costs is not None and not request.prefilling:
             count = self._costs.split(count)
+        count = live.kv.snapshots.split(live.length, count)
         while not self._cache.grow(live, live.length + count):
             least = max(self._running, key=lambda r: r.rank)
             if least is request and len(self._running) == 1:

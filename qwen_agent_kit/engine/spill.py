@@ -5,8 +5,10 @@ directory per model, scheme, kernels and version. A file holds its ids, so that 
 gets what comes before, and a checksum, so that a torn or damaged one is told from a whole one: it is removed and
 computed again. Files are written beside their place and renamed; nothing is synced, because nothing depends on it.
 
-What is kept is the user's own and private (directories 0700, files 0600), and no more than a budget in bytes, least
-recently used first to go, all models together.
+What is kept is the user's own and private (directories 0700, files 0600), and no more than a budget in bytes, all
+models together: least recently used first to go, and of a sequence its end before its beginning, without which the rest
+is of no use. Other processes read, write and remove files at the same time: the directory is looked at again now and
+then, and what has gone meanwhile is computed. A directory that cannot be written, or a full disk, is still read.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import re
+import stat
 import struct
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +59,12 @@ _HEADER = struct.Struct("<8sIII")
 _MAGIC = b"qak-kv\x00" + bytes([FORMAT])
 _NAME = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\.kv")
 _STALE = 600.0
+
+_AGAIN = 5.0
+"""Seconds after which the directory is looked at again, for what other processes did."""
+
+_Name = tuple[str, str]
+"""The digests of the block before and of its own."""
 
 
 def folder_key(*parts: object) -> str:
@@ -100,10 +110,11 @@ class Spill:
     def __init__(self, folder: Path, key: str, layout: KVLayout, budget: int = SPILL_BYTES) -> None:
         self._root, self._folder = folder, folder / key
         self._layout, self._budget = layout, budget
-        self._files: dict[tuple[str, str], _Kept] = {}
+        self._files: dict[_Name, _Kept] = {}
         self._children: dict[str, list[str]] = {}
-        self._others: list[_Kept] = []
-        self._ready = self._off = self._damaged = False
+        self._others: list[dict[_Name, _Kept]] = []
+        self._looked = -math.inf
+        self._off = self._full = self._damaged = False
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -165,13 +176,14 @@ class Spill:
             with os.fdopen(handle, "rb") as file:
                 raw = bytearray(file.read(kept.size + 1))
             found = self._parsed(raw)
-            os.utime(kept.path)
         except (OSError, ValueError) as error:
             if not isinstance(error, FileNotFoundError):
                 _LOG.warning("a kept prefix is damaged and was removed: %s", type(error).__name__)
             self._forget(parent, digest)
             self._damaged = True
             return None
+        with contextlib.suppress(OSError):  # it may be read and not written
+            os.utime(kept.path)
         kept.used = time.time()
         return found
 
@@ -198,7 +210,7 @@ class Spill:
         Returns:
             Whether there was one.
         """
-        if live.salt or live.length < SHORTEST or not self._open():
+        if self._full or live.salt or live.length < SHORTEST or not self._open():
             return False
         most = min(live.length, LONGEST)
         while live.spilled + BLOCK <= most:
@@ -226,36 +238,42 @@ class Spill:
         header = _HEADER.pack(_MAGIC, end - start, plain, zlib.crc32(data.data, zlib.crc32(ids)))
         place = self._folder / f"{parent.hex()}-{digest.hex()}.kv"
         size = len(header) + len(ids) + data.nbytes
+        if size > self._budget:
+            self._full = True
+            return
         try:
             self._make_room(size)
             _write(place, (header, ids, data.reshape(-1).data))
+        except FileNotFoundError:  # the directory was removed: it is made again
+            self._looked = -math.inf
+            return
         except OSError as error:
-            _LOG.warning("prefixes are not kept on disk: %s", error.strerror)
-            self._off = True
+            _LOG.warning("no more prefixes are kept on disk: %s", error.strerror)
+            self._full = True
             return
         self._note(parent.hex(), digest.hex(), _Kept(place, size, time.time()))
 
     def _make_room(self, size: int) -> None:
-        total = size + sum(k.size for k in self._files.values()) + sum(k.size for k in self._others)
+        everything = [self._files, *self._others]
+        total = size + sum(kept.size for files in everything for kept in files.values())
         if total <= self._budget:
             return
-        names = {kept.path: name for name, kept in self._files.items()}
         target = self._budget * 9 // 10
-        for kept in sorted([*self._files.values(), *self._others], key=lambda k: k.used):
+        ranked = [(rank, name, files) for files in everything for name, rank in _ranks(files).items()]
+        for _, name, files in sorted(ranked, key=lambda found: found[0]):
             if total <= target:
                 return
-            total -= kept.size
-            if kept.path in names:
-                self._forget(*names[kept.path])
+            total -= files[name].size
+            if files is self._files:
+                self._forget(*name)
             else:
-                self._others.remove(kept)
-                kept.path.unlink(missing_ok=True)
+                _remove(files.pop(name).path)
 
     # --- which files there are ---------------------------------------------------------------------------------------
 
     def _open(self) -> bool:
-        """Look at the directory, the first time; False where it cannot be used."""
-        if not self._ready and not self._off:
+        """Look at the directory, the first time and now and then; False where it cannot be used."""
+        if not self._off and time.monotonic() - self._looked > _AGAIN:
             try:
                 for folder in (self._root, self._folder):
                     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -263,23 +281,17 @@ class Spill:
             except OSError as error:
                 _LOG.warning("prefixes are not kept on disk: %s", error.strerror)
                 self._off = True
-            self._ready = True
+            self._looked = time.monotonic()
         return not self._off
 
     def _scan(self) -> None:
-        for entry in _entries(self._folder):
-            name = _NAME.fullmatch(entry.name)
-            if name and entry.is_file(follow_symlinks=False):
-                known = entry.stat(follow_symlinks=False)
-                self._note(name[1], name[2], _Kept(Path(entry.path), known.st_size, known.st_mtime))
-            elif not entry.is_dir(follow_symlinks=False) and not _being_written(entry):
-                Path(entry.path).unlink(missing_ok=True)
+        self._files, self._children, self._others = {}, {}, []
+        for name, kept in _listed(self._folder, tidy=True).items():
+            self._note(*name, kept)
         for other in _entries(self._root):
             if other.name != self._folder.name and other.is_dir(follow_symlinks=False):
-                for entry in _entries(Path(other.path)):
-                    if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                        known = entry.stat(follow_symlinks=False)
-                        self._others.append(_Kept(Path(entry.path), known.st_size, known.st_mtime))
+                with contextlib.suppress(OSError):
+                    self._others.append(_listed(Path(other.path)))
 
     def _note(self, parent: str, digest: str, kept: _Kept) -> None:
         self._files[parent, digest] = kept
@@ -288,8 +300,7 @@ class Spill:
     def _forget(self, parent: str, digest: str) -> None:
         kept = self._files.pop((parent, digest))
         self._children[parent].remove(digest)
-        with contextlib.suppress(OSError):  # one that cannot be removed is only not used
-            kept.path.unlink(missing_ok=True)
+        _remove(kept.path)
 
 
 def _outside_media(content: Content, position: int) -> int:
@@ -301,11 +312,45 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
         yield from entries
 
 
-def _being_written(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.name.startswith(".") and time.time() - entry.stat(follow_symlinks=False).st_mtime < _STALE
-    except OSError:
-        return True
+def _listed(folder: Path, *, tidy: bool = False) -> dict[_Name, _Kept]:
+    """The blocks in a directory; with ``tidy`` what is none is removed, unless somebody may still be writing it."""
+    found: dict[_Name, _Kept] = {}
+    for entry in _entries(folder):
+        try:
+            known = entry.stat(follow_symlinks=False)
+        except OSError:  # another process has just removed it
+            continue
+        name = _NAME.fullmatch(entry.name)
+        if name and stat.S_ISREG(known.st_mode):
+            found[name[1], name[2]] = _Kept(Path(entry.path), known.st_size, known.st_mtime)
+        elif tidy and not stat.S_ISDIR(known.st_mode) and not _being_written(entry.name, known.st_mtime):
+            _remove(Path(entry.path))
+    return found
+
+
+def _being_written(name: str, changed: float) -> bool:
+    return name.startswith(".") and time.time() - changed < _STALE
+
+
+def _ranks(files: Mapping[_Name, _Kept]) -> dict[_Name, tuple[float, int]]:
+    """Lower goes first: (when it, or what goes on from it, was last used, how many blocks go on from it in a row)."""
+    by_digest = {name[1]: name for name in files}
+    ranks: dict[_Name, tuple[float, int]] = {}
+    for start, kept in files.items():
+        name: _Name | None = start
+        used, height = kept.used, 0
+        while name is not None and height <= len(files):  # names that others made may run in a circle
+            before = ranks.get(name, (-math.inf, -1))
+            ranks[name] = rank = max(before[0], used), max(before[1], height)
+            if rank == before:
+                break
+            (used, height), name = (rank[0], rank[1] + 1), by_digest.get(name[0])
+    return ranks
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # one that cannot be removed is only not used
+        path.unlink(missing_ok=True)
 
 
 def _write(place: Path, parts: Sequence[bytes | memoryview]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -45,8 +46,22 @@ class Worker:
         self._lock = threading.RLock()  # a dropped engine may be collected, and stop us, while we hold it
         self._thread: threading.Thread | None = None
         self._ended: EngineError | None = None
+        self._process = os.getpid()
 
     # --- any thread ------------------------------------------------------------------------------------------------
+
+    def require_own(self) -> None:
+        """Refuse a forked child: the thread is its parent's, and locks may be held by threads that it does not have.
+
+        Raises:
+            EngineError: In any process but the one that made this.
+        """
+        if os.getpid() != self._process:
+            raise EngineError(
+                f"this engine belongs to process {self._process}, this is its fork {os.getpid()}",
+                code="forked",
+                hint="open the model in the child, or start it with the `spawn` method",
+            )
 
     def submit(self, request: Request) -> None:
         """Queue it; raises ``EngineError`` where that is refused."""
@@ -61,11 +76,18 @@ class Worker:
                 self._thread.start()
 
     def alive(self) -> bool:
-        """Whether the thread that serves requests is running."""
+        """Whether the thread that serves requests is running.
+
+        Raises:
+            EngineError: In a forked child.
+        """
+        self.require_own()
         return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> None:
-        """End the thread; what is in flight ends with an error."""
+        """End the thread; what is in flight ends with an error. In a forked child there is nothing to end."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             self._ended = self._ended or EngineError("the engine was closed", code="engine_closed")
         self._inbox.put(None)
@@ -119,6 +141,8 @@ class Worker:
         works = self._scheduler.plan()
         if not works:
             return
+        for work in works:
+            work.request.deliver()
         began = time.perf_counter()
         decoding = not any(work.request.prefilling for work in works)
         found = self._forward([work.part for work in works])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,6 +172,25 @@ def test_a_grammar_is_followed_and_forced_ids_share_a_forward(loaded: Any) -> No
     assert usage.forced_tokens >= 13
     assert usage.computed_tokens == sum(counted) <= 3 + usage.generated_tokens
     assert len(counted) <= usage.generated_tokens - usage.forced_tokens + 1
+
+
+def test_the_prefill_is_no_part_of_decoding_where_ids_are_forced_at_once(
+    loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that only forwards move: the first takes 1,000 s, each other one second, and decoding took the others,
+    although the first ids were there before any."""
+    now = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0], monotonic=time.monotonic)
+    monkeypatch.setattr("qwen_agent_kit.engine.request.time", clock)
+
+    def before(ids: Any, positions: Any, start: int) -> None:
+        now[0] += 1.0 if now[0] else 1000.0
+
+    loaded.model.before = before
+    with Engine(loaded, drafts=False) as engine:
+        generation = engine.submit([0, 1, 2], Sampling(max_tokens=50), grammar='start: "abcdef" /[0-9]{4}/ "end"')
+        list(generation)
+    assert generation.usage.decode_ms == 1000 * (now[0] - 1000.0) > 0
 
 
 def test_forcing_changes_no_later_id(loaded: Any) -> None:

@@ -164,6 +164,14 @@ def test_the_budget_holds_and_the_oldest_goes_first(tmp_path: Path) -> None:
     assert usage.cached_tokens == len(PROMPT)
 
 
+def test_a_budget_below_a_block_keeps_what_there_is(tmp_path: Path) -> None:
+    """Nothing is written, and nothing removed for what could never fit."""
+    run(tmp_path, PROMPT)
+    before = files(tmp_path)
+    assert run(tmp_path, [9, *PROMPT], prefix_bytes=1000)[0] == plain_greedy(small_loaded().model, [9, *PROMPT], 8)
+    assert files(tmp_path) == before
+
+
 def test_a_directory_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     """A file in the directory's place: nothing is kept, nothing fails."""
     (tmp_path / "place").write_text("a file")
@@ -247,3 +255,148 @@ def test_bfloat16_comes_back_bit_for_bit(tmp_path: Path) -> None:
     kv = SequenceKV(layout)
     assert Spill(tmp_path, "a" * 32, layout).restore(content, chain_of(content), kv, 0, 256) == 199
     assert torch.equal(kv.dump(0, 199), live.kv.dump(0, 199))
+
+
+# --- what others do to the directory ------------------------------------------------------------------------------
+
+
+def _child(code: str, *arguments: str) -> subprocess.Popen[str]:
+    support = str(Path(__file__).resolve().parents[1] / "support")
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([support, os.environ.get("PYTHONPATH", "")])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_f51_a_full_disk_ends_writing_not_reading(tmp_path: Path) -> None:
+    """No file can be written whole: what is there still serves, nothing torn is left, and once there is room the next
+    engine writes again."""
+    resource = pytest.importorskip("resource")
+    run(tmp_path, PROMPT)
+    before = {path: path.read_bytes() for path in files(tmp_path)}
+    other = [*PROMPT, *range(200)]
+    expected = plain_greedy(small_loaded().model, other, 8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        for _ in range(2):
+            ids, usage = run(tmp_path, other)
+            assert (ids, usage.cached_tokens) == (expected, len(PROMPT))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert run(tmp_path, other)[0] == expected
+    assert run(tmp_path, other)[1].cached_tokens == len(other) - 1
+
+
+def test_a_read_only_directory_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be written, touched or removed, what is there is used, and a foreign file is no obstacle."""
+    expected, _ = run(tmp_path, PROMPT)
+    (files(tmp_path)[0].parent / "readme.txt").write_text("hello")
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refused)
+    monkeypatch.setattr(os, "replace", refused)
+    monkeypatch.setattr("tempfile.mkstemp", refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    ids, usage = run(tmp_path, PROMPT)
+    assert (ids, usage.cached_tokens) == (expected, len(PROMPT) - 1)
+
+
+def test_what_goes_on_is_removed_before_what_it_goes_on_from(tmp_path: Path) -> None:
+    """Where half of an old sequence has to go it is the second half: its beginning still serves."""
+    run(tmp_path, PROMPT)
+    size = sum(path.stat().st_size for path in files(tmp_path))
+    for path in files(tmp_path):
+        os.utime(path, (1e9, 1e9))
+    run(tmp_path, [251, *PROMPT], prefix_bytes=int(size * 1.7))
+    left = run(tmp_path, PROMPT, prefix_bytes=int(size * 1.7))[1].cached_tokens
+    assert 64 <= left < len(PROMPT) - 1
+    assert left % BLOCK == 0
+
+
+def test_an_engine_that_stays_finds_what_others_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory is looked at again; and one that was removed meanwhile is made again."""
+    monkeypatch.setattr("qwen_agent_kit.engine.spill._AGAIN", 0.0)
+    folder = tmp_path / "prefixes"
+    with Engine(small_loaded(), prefixes=folder) as engine:
+        list(engine.submit(PROMPT[::-1], greedy(2)))
+        run(folder, PROMPT)
+        found = engine.submit(PROMPT, greedy(2))
+        list(found)
+        assert found.usage.cached_tokens == len(PROMPT) - 1
+        folder.rename(tmp_path / "gone")  # at once, as the engine may be writing
+        list(engine.submit([250, *PROMPT], greedy(2)))
+    assert run(folder, [250, *PROMPT])[1].cached_tokens == len(PROMPT)
+
+
+_KILLED = """
+import os, sys, time
+from pathlib import Path
+from small_decoder import small_loaded
+from qwen_agent_kit.backends import Sampling
+from qwen_agent_kit.engine import Engine
+plain, count = os.replace, 0
+def replace(*names):
+    global count
+    count += 1
+    if count > 2:
+        print("now", flush=True)
+        time.sleep(600)
+    plain(*names)
+os.replace = replace
+with Engine(small_loaded(), prefixes=Path(sys.argv[1])) as engine:
+    list(engine.submit([(i * 7) % 250 for i in range(300)], Sampling(temperature=0, max_tokens=8)))
+    time.sleep(600)
+"""
+
+
+def test_f51_killed_between_write_and_rename(tmp_path: Path) -> None:
+    """SIGKILL while a block is written: what was finished serves the next process, the rest is computed, and the
+    remains of the file are removed once they are old."""
+    with _child(_KILLED, str(tmp_path)) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "now\n"
+        child.kill()
+    assert len(files(tmp_path)) == 2
+    remains = [path for path in files(tmp_path)[0].parent.iterdir() if path.name.startswith(".")]
+    assert len(remains) == 1
+    ids, usage = run(tmp_path, PROMPT)
+    assert ids == plain_greedy(small_loaded().model, PROMPT, 8)
+    assert usage.cached_tokens == 2 * BLOCK
+    os.utime(remains[0], (1e9, 1e9))
+    assert run(tmp_path, PROMPT)[1].cached_tokens == len(PROMPT) - 1
+    assert not remains[0].exists()
+
+
+_CROWD = """
+import random, sys
+from pathlib import Path
+from small_decoder import plain_greedy, small_loaded
+from qwen_agent_kit.backends import Sampling
+from qwen_agent_kit.engine import Engine, spill
+spill._AGAIN = 0.0
+choice, found = random.Random(int(sys.argv[2])), 0
+for _ in range(25):
+    prompt = [(i * 7) % 250 for i in range(choice.randrange(130, 300))] + [choice.randrange(2)] * choice.randrange(90)
+    with Engine(small_loaded(), prefixes=Path(sys.argv[1]), prefix_bytes=150_000) as engine:
+        generation = engine.submit(prompt, Sampling(temperature=0, max_tokens=4))
+        assert list(generation) == plain_greedy(small_loaded().model, prompt, 4)
+        found += generation.usage.cached_tokens > 0
+print(found > 0)
+"""
+
+
+def test_processes_share_a_directory(tmp_path: Path) -> None:
+    """Two processes write, read and remove blocks in one small directory: every answer is right, nobody complains, and
+    each finds something."""
+    children = [_child(_CROWD, str(tmp_path), str(seed)) for seed in (1, 2)]
+    for child in children:
+        out, complaints = child.communicate(timeout=120)
+        assert (child.returncode, out, complaints) == (0, "True\n", "")
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
