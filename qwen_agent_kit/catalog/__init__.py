@@ -25,6 +25,7 @@ class Family:
         kinds: The part kinds it can see.
         source: Where the facts were read.
         runs: Whether an engine of the kit runs it today; the others are catalogued, and planned for.
+        through: ``transformers`` where it runs only by that library's modules over our cache, slower; text only.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Family:
     kinds: frozenset[str] = frozenset({"text"})
     source: str = ""
     runs: bool = True
+    through: str = ""
 
 
 _SEES = frozenset({"text", "image", "video"})
@@ -66,9 +68,18 @@ FAMILIES: tuple[Family, ...] = (
         "transformers models/qwen3_omni_moe",
         runs=False,
     ),
-    Family("qwen3_next", ("qwen3_next",), ("qwen3next",), source="transformers models/qwen3_next", runs=False),
-    Family("qwen3_5", ("qwen3_5",), ("qwen35",), _SEES, "transformers models/qwen3_5", runs=False),
-    Family("qwen3_5_moe", ("qwen3_5_moe",), ("qwen35moe",), _SEES, "transformers models/qwen3_5_moe", runs=False),
+    Family(
+        "qwen3_next", ("qwen3_next",), ("qwen3next",), source="transformers models/qwen3_next", through="transformers"
+    ),
+    Family("qwen3_5", ("qwen3_5",), ("qwen35",), _SEES, "transformers models/qwen3_5", through="transformers"),
+    Family(
+        "qwen3_5_moe",
+        ("qwen3_5_moe",),
+        ("qwen35moe",),
+        _SEES,
+        "transformers models/qwen3_5_moe",
+        through="transformers",
+    ),
 )
 
 RELEASES: dict[str, str] = {

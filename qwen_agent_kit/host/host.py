@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_agent_kit.backends import Backend, ChatModel, EngineSpec, Sampling
 from qwen_agent_kit.catalog import ModelEntry
-from qwen_agent_kit.errors import ModelError, UsageError
+from qwen_agent_kit.errors import EngineError, ModelError, UsageError
 from qwen_agent_kit.host.media import LocalMedia, media_of
 from qwen_agent_kit.host.resolve import Target, resolve
+from qwen_agent_kit.host.routing import missing_kind_hint
 from qwen_agent_kit.paths import cache_dir
 from qwen_agent_kit.placement import Inventory, Plan, Wishes, make_plan
 from qwen_agent_kit.settings import load_settings
@@ -43,8 +44,10 @@ class Host:
         cache: Whether unpacked weights are kept on disk for the next start.
         prefixes: Whether keys and values of long prompts are kept on disk, so that the next process need not compute
             them again; the settings', else yes, where None.
+        disk: Whether layers may stay on disk where memory is short, which is slow; the settings', else no, where None.
 
-    Thread-safe: two threads that ask for one model wait for the same load.
+    Thread-safe: two threads that ask for one model wait for the same load. The threads of an engine do not follow a
+    ``os.fork``: in the child, a host that had opened a model refuses to open one.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Host:
         plugins: Sequence[Any] = (),
         cache: bool = True,
         prefixes: bool | None = None,
+        disk: bool | None = None,
     ) -> None:
         if device not in ("auto", "cpu"):
             raise UsageError(f"`device` is {device!r}; allowed: auto, cpu")
@@ -64,12 +68,12 @@ class Host:
         self._context = context or self._settings.context
         self._extra = tuple(plugins)
         self._cache = cache
-        if self._settings.prefixes not in (None, "on", "off"):
-            raise UsageError(f"`prefixes` is set to {self._settings.prefixes!r}; allowed: on, off")
         self._prefixes = self._settings.prefixes != "off" if prefixes is None else prefixes
+        self._disk = self._settings.disk == "on" if disk is None else disk
         self._lock = threading.Lock()
         self._loaded: dict[str, Loaded] = {}
         self._models: dict[str, Future[ChatModel]] = {}
+        self._process = os.getpid()
 
     # --- plugins ---------------------------------------------------------------------------------------------------
 
@@ -107,6 +111,19 @@ class Host:
 
         return {tool.name: tool for tool in self._collect("tools", "register_tools", Tool)}
 
+    @property
+    def configured(self) -> str | None:
+        """The model that ``QAK_MODEL`` or the settings name."""
+        return self._settings.model
+
+    @property
+    def resident(self) -> frozenset[str]:
+        """The names of the backends whose model is open."""
+        with self._lock:
+            futures = list(self._models.values())
+        opened = (future.result() for future in futures if future.done() and future.exception() is None)
+        return frozenset(str(getattr(model, "backend", "")) for model in opened) - {""}
+
     def _plugins(self, kind: str) -> Loaded:
         from qwen_agent_kit.plugins import load
 
@@ -141,7 +158,9 @@ class Host:
             UsageError: Where the name means nothing, or the model does not take a kind.
             ModelError: Where its files are missing or refused.
             PlanError: Where it does not fit.
+            EngineError: In a forked child of the process that opened a model.
         """
+        self._refuse_forked()
         target = self.target(spec, kinds)
         with self._lock:
             future = self._models.get(target.name)
@@ -154,10 +173,18 @@ class Host:
         if missing := kinds - model.caps.kinds:
             raise UsageError(
                 f"`{model.name}` takes {sorted(model.caps.kinds)}; found a part of kind {sorted(missing)[0]!r}",
-                hint=f"name a model that takes {sorted(missing)[0]} parts, and install its plugin",
+                hint=missing_kind_hint(sorted(missing)[0]),
                 code="unsupported_kind",
             )
         return model
+
+    def _refuse_forked(self) -> None:
+        """An engine's thread stays behind in the parent: whoever waited for it here would wait for ever."""
+        if self._process == os.getpid():
+            return
+        if self._models:
+            raise _forked(self._process)
+        self._lock, self._process = threading.Lock(), os.getpid()  # another thread may have held it when we forked
 
     def _fill(self, future: Future[ChatModel], target: Target) -> None:
         try:
@@ -239,23 +266,32 @@ class Host:
         from qwen_agent_kit.host.planning import plans
 
         quant = self._quant if wishes.quant == "auto" else wishes.quant
-        return plans(self, specs, replace(wishes, quant=quant, context=wishes.context or self._context), devices)
+        disk, context = wishes.disk or self._disk, wishes.context or self._context
+        return plans(self, specs, replace(wishes, quant=quant, context=context, disk=disk), devices)
 
     def _open(self, target: Target) -> ChatModel:
         if target.engine is not None:
             return target.engine.open(target.rest)
         from qwen_agent_kit.host.local import LocalChatModel
 
-        chosen = make_plan(target.name, target.path(), context=self._context, quant=self._quant).require()
+        chosen = self._placed(target)
         media = media_of(target.path(), self.backends)
         loaded, engine = self._engine(target.path(), chosen, media)
-        chosen = chosen.compare(weight_bytes=loaded.model.weight_bytes)
+        towers = 0 if media is None else media.tower_bytes(loaded.config)
+        chosen = chosen.compare(weight_bytes=loaded.model.weight_bytes + towers)
         entry = target.entry
         sampling = Sampling(**entry.sampling) if entry else None
         dialect = entry.dialect if entry else ""
         return LocalChatModel(target.name, loaded, engine, chosen, dialect=dialect, sampling=sampling, media=media)
 
+    def _placed(self, target: Target) -> Plan:
+        made = make_plan(target.name, target.path(), context=self._context, quant=self._quant, disk=self._disk)
+        return made.require()
+
     def _engine(self, path: Path, chosen: Plan, media: LocalMedia | None = None) -> tuple[LoadedModel, Engine]:
+        if _DEFAULT.engines not in (0, os.getpid()):
+            raise _forked(_DEFAULT.engines)
+        _DEFAULT.engines = os.getpid()
         # Threads that spin long at barriers collapse when another process takes a core, and those that never spin lose
         # a fifth on a quiet machine (docs/benchmarks.md). libgomp reads this when it is loaded with torch.
         if "OMP_WAIT_POLICY" not in os.environ:
@@ -269,15 +305,16 @@ class Host:
                 hint='pip install "qwen-agent-kit[engine]"',
             ) from error
         cache = cache_dir("weights") if self._cache else None
-        loaded = load_model(path, quant=chosen.scheme, device="cpu", cache=cache)
-        kv_bytes = max(chosen.kv_bytes, self._spare(chosen))
+        disk = next((range(*placed.layers) for placed in chosen.placements if placed.kind == "disk"), range(0))
+        loaded = load_model(path, quant=chosen.scheme, device="cpu", cache=cache, disk=disk)
+        kv_bytes = max(chosen.kv_bytes + chosen.state_bytes, self._spare(chosen))
         prefixes = cache_dir("prefixes") if self._prefixes else None
         encoder = None if media is None else media.encoder()
         return loaded, Engine(loaded, context=chosen.context, kv_bytes=kv_bytes, prefixes=prefixes, encoder=encoder)
 
     def _spare(self, chosen: Plan) -> int:
-        """KV for several conversations: a quarter of what stays free, at most 1 GiB."""
-        return min(2**30, max(0, chosen.free_bytes - chosen.total_bytes) // 4)
+        """KV for several conversations, 8 at their longest: a quarter of what stays free, at most 1 GiB."""
+        return min(2**30, 8 * chosen.kv_bytes, max(0, chosen.free_bytes - chosen.total_bytes) // 4)
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
@@ -307,9 +344,18 @@ class _Default:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.host: Host | None = None
+        self.engines = 0  # the process that first opened one: the threads of torch do not follow a fork, either
 
 
 _DEFAULT = _Default()
+
+
+def _forked(parent: int) -> EngineError:
+    return EngineError(
+        f"process {os.getpid()} is a forked copy of {parent}, which opened a model; its threads do not follow a fork",
+        hint='start processes with multiprocessing.get_context("spawn"), or fork before a model is opened',
+        code="forked",
+    )
 
 
 def default_host() -> Host:
@@ -321,7 +367,13 @@ def default_host() -> Host:
 
 
 def load_engine(
-    model: str | Path, *, quant: str = "auto", device: str = "cpu", context: int | None = None, cache: bool = True
+    model: str | Path,
+    *,
+    quant: str = "auto",
+    device: str = "cpu",
+    context: int | None = None,
+    cache: bool = True,
+    disk: bool = False,
 ) -> Engine:
     """Open a model for ids in, ids out; the caller closes it.
 
@@ -331,17 +383,18 @@ def load_engine(
         device: ``cpu``.
         context: Positions per request, the model's own where None.
         cache: Whether unpacked weights are kept on disk for the next start.
+        disk: Whether layers may stay on disk where memory is short, which is slow.
 
     Raises:
         UsageError: Where the name means nothing or runs on another engine.
         ModelError: Where its files are missing or refused.
         PlanError: Where it does not fit.
     """
-    host = Host(quant=quant, device=device, context=context, cache=cache)
+    host = Host(quant=quant, device=device, context=context, cache=cache, disk=disk)
     target = host.target(str(model))
     if target.engine is not None:
         raise UsageError(f"`{target.name}` runs on the engine {target.engine.prefix!r}; it has no ids")
-    chosen = make_plan(target.name, target.path(), context=context, quant=quant).require()
+    chosen = make_plan(target.name, target.path(), context=context, quant=quant, disk=disk).require()
     return host._engine(target.path(), chosen)[1]
 
 
@@ -353,13 +406,14 @@ def plan(
     devices: Sequence[Device] | None = None,
     max_pixels: int | None = None,
     audio_seconds: float | None = None,
+    disk: bool = False,
 ) -> Plan:
     """How a model would be placed on this machine or on ``devices``: arithmetic over its sizes, no weights read.
 
     Raises:
-        UsageError: Where the name means nothing.
+        UsageError: Where the name means nothing, or ``devices`` are none.
         ModelError: Where its sizes are not catalogued and its files are not here, or are refused.
         PlanError: Where there is no device.
     """
-    wishes = Wishes(context, quant, max_pixels, audio_seconds)
+    wishes = Wishes(context, quant, max_pixels, audio_seconds, disk)
     return default_host().plans([str(model) if model is not None else None], wishes, devices)[0]

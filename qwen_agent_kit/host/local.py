@@ -30,6 +30,7 @@ from qwen_agent_kit.prompt import PromptRenderer, Rendered
 if TYPE_CHECKING:
     from qwen_agent_kit.engine import Engine
     from qwen_agent_kit.host.media import LocalMedia
+    from qwen_agent_kit.messages import Message
     from qwen_agent_kit.models import LoadedModel
     from qwen_agent_kit.placement import Plan
 
@@ -82,9 +83,11 @@ class LocalChatModel:
             dialect=self._dialect,
             special=loaded.special,
             widen=None if media is None else media.widen,
+            placeholders=frozenset() if media is None else media.backend.placeholders,
         )
         self._defaults = (sampling or Sampling()).over(Sampling(**loaded.sampling_defaults))
         self._media = media
+        self.backend = "text" if media is None else media.backend.name
         self._kinds = frozenset({"text"}) if media is None else media.kinds
         self._closed = threading.Event()
         self._rates: deque[float] = deque(maxlen=_RATES)
@@ -109,6 +112,8 @@ class LocalChatModel:
         """
         if self._media is not None:
             check_items(request.messages)
+        if request.messages:
+            self._refuse_endless(request.messages[-1])
         definitions = [tool.definition() for tool in request.tools]
         rendered = self._renderer.render(
             request.messages,
@@ -158,6 +163,16 @@ class LocalChatModel:
             )
         finally:
             generation.cancel()
+
+    def _refuse_endless(self, last: Message) -> None:
+        """Millions of characters are refused before seconds go into encoding them."""
+        context = self.engine.context
+        if (least := self._renderer.least(last)) >= context:
+            raise UsageError(
+                f"the prompt has at least {least} tokens; allowed: at most {context - 1}",
+                hint="shorten it, or open the model with a larger `context` where it was trained for one",
+                code="context_length_exceeded",
+            )
 
     def check(self, request: ChatRequest) -> None:
         """Compile the request's schemas.
@@ -212,12 +227,15 @@ class LocalChatModel:
         return text, ()
 
     def _budget(self, thinking: bool | int | None, rendered: Rendered) -> tuple[SpanBudget | None, tuple[str, ...]]:
-        if thinking is None or isinstance(thinking, bool):
+        if thinking is None or thinking is False:
             return None, ()
         control = self._renderer.control
         close, opened = control.get(self._dialect.think_close), control.get(self._dialect.think_open)
         if close is None or opened is None:
-            return None, (f"`{self.name}` does not think; the budget of {thinking} tokens has no effect",)
+            what = "thinking=True" if thinking is True else f"the budget of {thinking} tokens"
+            return None, (f"`{self.name}` does not think; {what} has no effect",)
+        if thinking is True:
+            return None, ()
         start = None if rendered.starts_in_reasoning else opened
         return SpanBudget(close=close, limit=thinking, closing=(close,), open=start), ()
 

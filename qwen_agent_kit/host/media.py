@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_agent_kit.backends import Backend, Encoder, MediaBudget, MediaSpan, ModelFacts
+from qwen_agent_kit.backends import Backend, Encoder, MediaBudget, MediaSpan, ModelFacts, Run
 from qwen_agent_kit.catalog import family_of
 from qwen_agent_kit.errors import MediaError, UsageError
-from qwen_agent_kit.media import MediaLimits
+from qwen_agent_kit.media import MediaLimits, stated_pixels
 from qwen_agent_kit.messages import Media, Message
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from qwen_agent_kit.models import DecoderConfig, ForeignConfig
 
 __all__ = ["LocalMedia", "check_items", "media_of"]
 
@@ -39,9 +42,9 @@ class LocalMedia:
     def kinds(self) -> frozenset[str]:
         """The part kinds that the model takes: those of its family that the backend covers."""
         family = family_of(self.facts.model_type)
-        return self.backend.accepts & (family.kinds if family is not None else frozenset({"text"}))
+        return self.backend.accepts if family is None else self.backend.accepts & family.kinds
 
-    def widen(self, part: Media) -> tuple[int, str, Any]:
+    def widen(self, part: Media) -> tuple[int, str, Any] | list[Run]:
         """See ``Backend.widen``.
 
         Raises:
@@ -61,6 +64,18 @@ class LocalMedia:
             return None
         positions: np.ndarray | None = self.backend.positions(ids, spans)[0]
         return positions
+
+    def tower_bytes(self, config: DecoderConfig | ForeignConfig) -> int:
+        """Of what the files hold besides the decoder of ``config``, in float32, as encoders run."""
+        from qwen_agent_kit import models
+        from qwen_agent_kit.models.packing import wanted
+
+        if not isinstance(config, models.DecoderConfig):
+            return 0  # transformers' modules hold what there is
+        model = models.SafetensorsModel(self.folder, "transformers")
+        own = {part.name for part, _ in wanted(config, model.naming)}
+        shapes = [model.shape(name) for name in model.names if name not in own and not name.endswith("lm_head.weight")]
+        return sum(4 * prod(shape or ()) for shape in shapes)
 
     def encoder(self, device: str = "cpu") -> Encoder:
         """The tower, read on the first medium."""
@@ -107,11 +122,19 @@ def check_items(messages: Sequence[Message], limits: MediaLimits | None = None) 
     """Refuse a request of too many media before one is opened.
 
     Raises:
-        MediaError: Where it has more than ``limits.items``.
+        MediaError: Where it has more than ``limits.items``, or its pictures state more than ``limits.stated_pixels``.
     """
-    most, count = (limits or MediaLimits()).items, sum(len(message.media) for message in messages)
-    if count > most:
-        raise MediaError(f"the conversation holds {count} media; allowed: at most {most}", code="too_many")
+    limits = limits or MediaLimits()
+    media = [part for message in messages for part in message.media]
+    if len(media) > limits.items:
+        raise MediaError(f"the conversation holds {len(media)} media; allowed: at most {limits.items}", code="too_many")
+    total = sum(stated_pixels(part) for part in media if part.kind == "image")
+    if total > limits.stated_pixels:
+        raise MediaError(
+            f"the conversation's pictures state {total} pixels together; allowed: at most {limits.stated_pixels}",
+            hint="scale them down, or send fewer at a time",
+            code="too_large",
+        )
 
 
 def check_pixels(spans: Sequence[MediaSpan], limits: MediaLimits | None = None) -> None:
@@ -141,10 +164,12 @@ def media_of(path: Path, backends: Sequence[Backend]) -> LocalMedia | None:
     if not path.is_dir() or not (path / "config.json").is_file():
         return None
     config = read_json(path / "config.json", largest=2**22)
-    family = family_of(str(config.get("model_type", "")))
-    if family is None or family.kinds == {"text"}:
+    kind = str(config.get("model_type", ""))
+    family = family_of(kind)
+    if family is not None and family.kinds == {"text"}:
         return None
-    fitting = [b for b in backends if family.name in b.families and b.widen and b.encoder]
+    name = kind if family is None else family.name  # a plugin's own models are named by their type
+    fitting = [b for b in backends if name in b.families and b.widen and b.encoder]
     if not fitting:
         return None
     files = (path / "preprocessor_config.json", path / "video_preprocessor_config.json")

@@ -10,7 +10,7 @@ from qwen_agent_kit.catalog.released import find
 from qwen_agent_kit.errors import UsageError
 from qwen_agent_kit.host.resolve import Target
 from qwen_agent_kit.placement import Inventory, Plan, Wishes, inventory, model_of, plan_together
-from qwen_agent_kit.placement.sources import limited, model_of_entry, model_of_header
+from qwen_agent_kit.placement.sources import limited, model_of_entry, model_of_header, with_devices
 
 if TYPE_CHECKING:
     from qwen_agent_kit.host.host import Host
@@ -61,7 +61,7 @@ def plans(
     if here is None:
         here = limited(inventory())
     elif not isinstance(here, Inventory):
-        here = replace(inventory(), devices=tuple(here))
+        here = with_devices(inventory(), here)
     others = Wishes(disk=wishes.disk)
     return plan_together(here, [(model, others if i else wishes) for i, model in enumerate(models)])
 

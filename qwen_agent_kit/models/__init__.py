@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qwen_agent_kit.models.config import DecoderConfig, config_from
 from qwen_agent_kit.models.decoder import Decoder, KeyValues, Segment
+from qwen_agent_kit.models.fallback.decoder import ForeignConfig, ForeignDecoder
 from qwen_agent_kit.models.fields import read_json
 from qwen_agent_kit.models.gguf_tokenizer import tokenizer_from_gguf
 from qwen_agent_kit.models.linear import Linear, make_linear
@@ -14,6 +15,8 @@ from qwen_agent_kit.models.weight_cache import WeightCache
 __all__ = [
     "Decoder",
     "DecoderConfig",
+    "ForeignConfig",
+    "ForeignDecoder",
     "KeyValues",
     "Linear",
     "LoadedModel",

@@ -15,7 +15,7 @@ from qwen_agent_kit.models.fields import Fields
 from qwen_agent_kit.models.rope_config import RopeConfig, rope_from
 from qwen_agent_kit.placement.fetch_choice import OWN_CODE
 
-__all__ = ["DecoderConfig", "config_from"]
+__all__ = ["DecoderConfig", "config_from", "is_ours", "refuse_code"]
 
 _LLAMA = frozenset({"llama"})
 _QWEN1 = frozenset({"qwen"})
@@ -111,6 +111,13 @@ class DecoderConfig:
             raise ModelError("a packed model's description cannot be read", hint="delete the weight cache") from error
 
 
+def is_ours(data: Mapping[str, Any]) -> bool:
+    """Whether a config.json's object describes a decoder of ours; where not, ``config_from`` says so."""
+    inner = data.get("text_config")
+    kind = inner.get("model_type", data.get("model_type")) if isinstance(inner, Mapping) else data.get("model_type")
+    return isinstance(kind, str) and (kind in _TYPES or kind in ("qwen2_vl", "qwen2_5_vl", "qwen2_audio"))
+
+
 def config_from(data: Mapping[str, Any], where: str = "config.json") -> DecoderConfig:
     """Read a config.json's object, of transformers 4 or 5.
 
@@ -120,14 +127,14 @@ def config_from(data: Mapping[str, Any], where: str = "config.json") -> DecoderC
         ModelError: Names the field that is missing, out of range, or asks for foreign code.
     """
     top = Fields(data, where)
-    _refuse_code(top)
+    refuse_code(top)
     given = top
     if isinstance(data.get("text_config"), Mapping):  # a vision-language model: its decoder is described inside
         inner = {"tie_word_embeddings": data.get("tie_word_embeddings"), **data["text_config"]}
         if data.get("model_type") == "qwen2_audio":  # its config.json leaves out what equals Qwen2Config's defaults
             inner = {**_QWEN2_DEFAULTS, **inner}
         given = Fields(inner, where)
-        _refuse_code(given)
+        refuse_code(given)
     kind = given.text("model_type")
     if kind in ("qwen2_vl", "qwen2_5_vl"):  # transformers 4 kept the decoder's fields at the top
         kind += "_text"
@@ -138,7 +145,7 @@ def config_from(data: Mapping[str, Any], where: str = "config.json") -> DecoderC
     return _qwen1(given) if kind in _QWEN1 else _decoder(given, kind)
 
 
-def _refuse_code(given: Fields) -> None:
+def refuse_code(given: Fields) -> None:
     """Refuse what would make other libraries import or fetch code (faults.md F14)."""
     named = given.data.get("auto_map")
     if named is not None and not (

@@ -22,7 +22,7 @@ from qwen_agent_kit.models.native.linear import NativeLinear
 from qwen_agent_kit.models.native.step import NativeStep, native_step
 from qwen_agent_kit.models.rope import Rotary, rotate
 
-__all__ = ["Decoder", "KeyValues", "Layer", "RMSNorm", "Segment"]
+__all__ = ["Decoder", "KeyValues", "Layer", "Parked", "RMSNorm", "Segment"]
 
 
 class KeyValues(Protocol):
@@ -40,6 +40,16 @@ class KeyValues(Protocol):
         Each slab is a contiguous [kv_heads, capacity, head_dim], all of one capacity, with room for what is
         computed next.
         """
+
+
+class Parked(Protocol):
+    """Layers whose weights are brought in before they run and let go of after."""
+
+    def __contains__(self, layer: int) -> bool: ...
+
+    def bring(self, layer: int) -> None: ...
+
+    def drop(self, layer: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +207,7 @@ class Decoder(nn.Module):
         norm: The last one.
         head: [vocab, hidden].
         dtype: Of activations, keys and values.
+        parked: The layers whose weights stay on disk; None for none.
     """
 
     def __init__(
@@ -208,6 +219,7 @@ class Decoder(nn.Module):
         norm: RMSNorm,
         head: Linear | NativeLinear,
         dtype: torch.dtype,
+        parked: Parked | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -217,7 +229,9 @@ class Decoder(nn.Module):
         self.norm = norm
         self.head = head
         self._rotary = Rotary(config.rope, config.head_dim)
-        self.native: NativeStep | None = native_step(self)
+        self._parked = parked
+        # A native step runs all layers in one call, between which nothing can be let go of.
+        self.native: NativeStep | None = native_step(self) if parked is None else None
 
     @property
     def weight_bytes(self) -> int:
@@ -303,7 +317,12 @@ class Decoder(nn.Module):
         cos, sin = self._rotary(positions, self.dtype)
         step = _Step(self._runs(segments), cos, sin, self._log_n(segments, self.dtype))
         for index, layer in enumerate(self.layers):
+            parked = self._parked if self._parked is not None and index in self._parked else None
+            if parked is not None:
+                parked.bring(index)
             x = layer(x, step)
+            if parked is not None:
+                parked.drop(index)
             if deepstack is not None and index < len(deepstack):
                 x = x + deepstack[index]
         return x

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +12,7 @@ import torch
 
 from qwen_agent_kit.errors import ModelError
 from qwen_agent_kit.models.naming import Naming, naming_for
+from qwen_agent_kit.models.safetensors_file import read_into
 from qwen_agent_kit.placement.gguf import GGUFTensor, read_gguf, refuse
 
 __all__ = ["GGUFFile", "GGUFModel"]
@@ -27,7 +27,7 @@ class _Entry:
 
 
 class GGUFFile:
-    """One file: metadata and tensor table, both checked; data mapped.
+    """One file: metadata and tensor table, both checked; data copied out, tensor by tensor.
 
     Raises:
         ModelError: Names the file, and the key or tensor at fault.
@@ -37,8 +37,7 @@ class GGUFFile:
         self.path = path
         header = read_gguf(path)
         self.metadata = header.metadata
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._size = header.size
         self.entries = {tensor.name: self._entry(tensor) for tensor in header.tensors}
         end = 0
         for name, entry in sorted(self.entries.items(), key=lambda item: item[1].offset):
@@ -59,15 +58,15 @@ class GGUFFile:
             refuse(self.path.name, f"gives `{name}` the shape {list(shape)}; rows must be whole blocks of {block}")
         size = count // block * block_bytes
         end = tensor.offset + size
-        if end > len(self._map):
-            refuse(self.path.name, f"says `{name}` ends at {end}; the file has {len(self._map)} bytes")
+        if end > self._size:
+            refuse(self.path.name, f"says `{name}` ends at {end}; the file has {self._size} bytes")
         return _Entry(tensor.kind, shape, tensor.offset, size)
 
     def read(self, name: str, index: int | None = None) -> torch.Tensor:
         """A tensor in float32, or one slice along its first axis.
 
         Raises:
-            ModelError: Where its type cannot be dequantised.
+            ModelError: Where its type cannot be dequantised, or the file was cut since its header was read.
         """
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
         from gguf.quants import dequantize
@@ -77,7 +76,9 @@ class GGUFFile:
         if index is not None:
             size //= shape[0]
             offset, shape = offset + index * size, shape[1:]
-        raw = np.frombuffer(self._map, np.uint8, size, offset)
+        held = torch.empty(size, dtype=torch.uint8)
+        read_into(held, self.path, offset)
+        raw: np.ndarray = held.numpy()
         kind = GGMLQuantizationType(entry.kind)
         if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
             values = raw.view(np.float32 if kind == GGMLQuantizationType.F32 else np.float16).astype(np.float32)

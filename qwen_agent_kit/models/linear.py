@@ -12,7 +12,8 @@ scheme      what is kept of a [N, K] matrix                          activations
 ==========  =======================================================  =======================
 
 int8 and int4 are the native kernels' (``native``). Where there is no C compiler they are torch's: int8 rows with one
-bfloat16 scale each, and 4 bits with a bfloat16 scale and zero per 64 along K; activations are then bfloat16.
+bfloat16 scale each, and 4 bits with a bfloat16 scale and zero per 64 along K; activations are then bfloat16. Under int4
+the head is kept in int8.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def scheme_key(scheme: str) -> str:
     value_dtype(scheme)
     if native_kind(scheme):
         return f"{scheme}-{LAYOUT}"
-    return f"int4-{torch.backends.cpu.get_cpu_capability().lower()}" if scheme == "int4" else scheme
+    return f"int4-head8-{torch.backends.cpu.get_cpu_capability().lower()}" if scheme == "int4" else scheme
 
 
 class Linear(nn.Module):

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwen_agent_kit.errors import ModelError, UsageError
-from qwen_agent_kit.models.config import DecoderConfig, config_from
+from qwen_agent_kit.errors import EngineError, ModelError, PlanError, UsageError
+from qwen_agent_kit.models.config import DecoderConfig, config_from, is_ours
 from qwen_agent_kit.models.decoder import Decoder
+from qwen_agent_kit.models.fallback.decoder import ForeignConfig, ForeignDecoder
+from qwen_agent_kit.models.fallback.load import load_foreign
 from qwen_agent_kit.models.fields import read_json
 from qwen_agent_kit.models.gguf_config import config_from_gguf
 from qwen_agent_kit.models.gguf_file import GGUFFile, GGUFModel
 from qwen_agent_kit.models.gguf_tokenizer import special_from_gguf, tokenizer_from_gguf
 from qwen_agent_kit.models.linear import scheme_key, value_dtype
 from qwen_agent_kit.models.packing import Checkpoint, build, check, most_tensors, pack
+from qwen_agent_kit.models.parked import ParkedLayers
 from qwen_agent_kit.models.quantised import QuantisedModel, method_for, quantisation_of
 from qwen_agent_kit.models.safetensors_file import SafetensorsModel, weight_files
 from qwen_agent_kit.models.text_files import TextFiles, eos_from_gguf, read_text_files
@@ -26,6 +31,10 @@ from qwen_agent_kit.models.weight_cache import LAYOUT, WeightCache, file_digest
 __all__ = ["LoadedModel", "load_model"]
 
 _LOG = logging.getLogger("qwen_agent_kit")
+
+_NONE = range(0)
+
+_CACHE_HINT = "make room in the cache directory, and leave `cache` on"
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
@@ -46,8 +55,8 @@ class LoadedModel:
         scheme: How its weights are held.
     """
 
-    model: Decoder
-    config: DecoderConfig
+    model: Decoder | ForeignDecoder
+    config: DecoderConfig | ForeignConfig
     tokenizer_json: str
     template: str | None = None
     special: Mapping[str, str] = field(default_factory=dict)
@@ -66,7 +75,12 @@ class _Source:
 
 
 def load_model(
-    path: str | Path, *, quant: str = "fp32", device: str = "cpu", cache: str | Path | None = None
+    path: str | Path,
+    *,
+    quant: str = "fp32",
+    device: str = "cpu",
+    cache: str | Path | None = None,
+    disk: range = _NONE,
 ) -> LoadedModel:
     """Open the model at ``path``.
 
@@ -75,26 +89,86 @@ def load_model(
         quant: ``fp32``, ``bf16``, ``int8`` or ``int4``.
         device: ``cpu``.
         cache: Where packed weights are kept for the next start; nowhere where None.
+        disk: Layers that stay in the cache and are read from it each time they run; it must be writable then.
 
     Raises:
-        UsageError: For an unknown scheme or device.
-        ModelError: Where a file is missing or refused; names the file and the field or tensor.
+        UsageError: For an unknown scheme or device, or layers on disk without a cache.
+        ModelError: Where a file is missing or refused, or is cut while it is read; names the file and the field or
+            tensor.
+        PlanError: Where memory is refused on the way; what was loaded until then is let go.
     """
     value_dtype(quant)
     if device != "cpu":
         raise UsageError(f"`device` is {device!r}; allowed: cpu")
-    source = _find(Path(path))
+    with _whole_or_nothing(Path(path).name):
+        return _load(Path(path), quant, cache, disk)
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(name: str) -> Iterator[None]:
+    """A load that fails keeps nothing: whoever keeps the error would keep its frames, and they hold tensors."""
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        if _no_memory(error):
+            raise PlanError(
+                f"there was no memory left while `{name}` was loaded; nothing of it was kept",
+                hint="close other programs, or choose a coarser scheme: quant='int4'",
+                code="out_of_memory",
+            ) from error
+        raise
+
+
+def _no_memory(error: BaseException) -> bool:
+    if isinstance(error, EngineError):  # of the native kernels, which pack
+        return error.code == "out_of_memory"
+    # torch has no error of its own for it on a CPU.
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error))
+
+
+def _load(path: Path, quant: str, cache: str | Path | None, disk: range) -> LoadedModel:
+    source = _find(path)
     kept = None if cache is None else _cache(Path(cache))
+    if disk and kept is None:
+        raise UsageError("layers that stay on disk are mapped from the weight cache; there is none", hint=_CACHE_HINT)
+    parked: ParkedLayers | None = None
     digest = _digest(source.files, file_digest if kept is None else kept.digest)
+    if Path(path).is_dir() and (foreign := _foreign(Path(path), quant, digest)) is not None:
+        return foreign
     if kept is None:
         config, checkpoint, texts = source.describe()
         check(checkpoint, config)
         tensors = dict(pack(checkpoint, config, quant))
     else:
-        config, texts, tensors = _through(kept, source, f"{digest[:32]}-{scheme_key(quant)}-v{LAYOUT}", quant)
+        key = f"{digest[:32]}-{scheme_key(quant)}-v{LAYOUT}"
+        if disk:
+            config, texts, parked = _parked(kept, source, key, quant, disk)
+            tensors = parked.tensors
+        else:
+            config, texts, tensors = _through(kept, source, key, quant)
     return LoadedModel(
-        model=build(tensors, config, quant),
+        model=build(tensors, config, quant, parked),
         config=config,
+        tokenizer_json=texts.tokenizer_json,
+        template=texts.template,
+        special=texts.special,
+        eos=texts.eos,
+        sampling_defaults=texts.sampling,
+        digest=digest,
+        scheme=quant,
+    )
+
+
+def _foreign(folder: Path, quant: str, digest: str) -> LoadedModel | None:
+    """A model that only transformers knows; None where it is ours, or nobody's."""
+    data = read_json(folder / "config.json", largest=2**22)
+    if is_ours(data) or (model := load_foreign(folder, data, quant)) is None:
+        return None
+    texts = read_text_files(folder, data, model.config.vocab_size)
+    return LoadedModel(
+        model=model,
+        config=model.config,
         tokenizer_json=texts.tokenizer_json,
         template=texts.template,
         special=texts.special,
@@ -121,9 +195,8 @@ def _through(
     if found is None:
         config, checkpoint, texts = source.describe()
         check(checkpoint, config)
-        model = {"config": config.to_dict(), "texts": texts.to_dict()}
         try:
-            cache.store(key, pack(checkpoint, config, quant), model, most=most_tensors(config))
+            _fill(cache, key, quant, config, checkpoint, texts)
             found = cache.load(key)
         except OSError as error:
             _LOG.warning("packed weights could not be kept: %s", error.strerror)
@@ -131,6 +204,32 @@ def _through(
             return config, texts, dict(pack(checkpoint, config, quant))
     tensors, model = found
     return DecoderConfig.from_dict(model["config"]), TextFiles.from_dict(model["texts"]), tensors
+
+
+def _parked(
+    cache: WeightCache, source: _Source, key: str, quant: str, layers: range
+) -> tuple[DecoderConfig, TextFiles, ParkedLayers]:
+    """From the cache, which is filled first where it lacks the model, some layers left there."""
+    found = cache.load_parked(key, layers)
+    if found is None:
+        config, checkpoint, texts = source.describe()
+        check(checkpoint, config)
+        try:
+            _fill(cache, key, quant, config, checkpoint, texts)
+        except OSError as error:
+            raise PlanError(f"layers cannot stay on disk: {error.strerror}", hint=_CACHE_HINT) from error
+        found = cache.load_parked(key, layers)
+        if found is None:
+            raise PlanError("layers cannot stay on disk: what was written there cannot be read", hint=_CACHE_HINT)
+    parked, model = found
+    return DecoderConfig.from_dict(model["config"]), TextFiles.from_dict(model["texts"]), parked
+
+
+def _fill(
+    cache: WeightCache, key: str, quant: str, config: DecoderConfig, checkpoint: Checkpoint, texts: TextFiles
+) -> None:
+    model = {"config": config.to_dict(), "texts": texts.to_dict()}
+    cache.store(key, pack(checkpoint, config, quant), model, most=most_tensors(config))
 
 
 def _digest(files: tuple[Path, ...], one: Callable[[Path], str]) -> str:

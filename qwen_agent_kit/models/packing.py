@@ -14,11 +14,12 @@ import torch
 
 from qwen_agent_kit.errors import ModelError
 from qwen_agent_kit.models.config import DecoderConfig
-from qwen_agent_kit.models.decoder import Decoder, Layer, RMSNorm
+from qwen_agent_kit.models.decoder import Decoder, Layer, Parked, RMSNorm
 from qwen_agent_kit.models.linear import Linear, linear_from, pack_linear, value_dtype
 from qwen_agent_kit.models.moe import MLP, SparseMLP
 from qwen_agent_kit.models.naming import Naming, Part
 from qwen_agent_kit.models.native.linear import NativeLinear, native_kind
+from qwen_agent_kit.placement.layout import head_scheme
 
 __all__ = ["Checkpoint", "build", "check", "most_tensors", "pack", "wanted"]
 
@@ -164,12 +165,13 @@ def pack(source: Checkpoint, config: DecoderConfig, scheme: str) -> Iterator[tup
             if not (config.tied and native_kind(scheme)):
                 yield slot.key, weight.to(dtype)
             if config.tied and scheme in ("int8", "int4"):
-                yield from _prefixed("head", pack_linear(weight, None, scheme))
+                yield from _prefixed("head", pack_linear(weight, None, head_scheme(scheme)))
             continue
         bias = _joined(source, source.naming.parts(slot.ours, "bias", slot.layer)) if slot.bias else None
         plain = "fp32" if dtype == torch.float32 else "bf16"
+        kept = head_scheme(scheme) if slot.ours == "head" else scheme
         weight = weight.view(-1, slot.columns)
-        yield from _prefixed(slot.key, pack_linear(weight, bias, plain if slot.dense else scheme))
+        yield from _prefixed(slot.key, pack_linear(weight, bias, plain if slot.dense else kept))
 
 
 def _joined(source: Checkpoint, parts: tuple[Part, ...]) -> torch.Tensor:
@@ -181,8 +183,16 @@ def _prefixed(key: str, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[s
     return ((f"{key}.{name}", tensor) for name, tensor in tensors.items())
 
 
-def build(packed: Mapping[str, torch.Tensor], config: DecoderConfig, scheme: str) -> Decoder:
+def build(
+    packed: Mapping[str, torch.Tensor], config: DecoderConfig, scheme: str, parked: Parked | None = None
+) -> Decoder:
     """The decoder around packed tensors; they are used as they are, mapped or not.
+
+    Args:
+        packed: What ``pack`` gave.
+        config: What is built.
+        scheme: See ``linear``.
+        parked: The layers that are mapped and let go of after each use, where there are any.
 
     Raises:
         ModelError: Where one is missing.
@@ -196,7 +206,7 @@ def build(packed: Mapping[str, torch.Tensor], config: DecoderConfig, scheme: str
         norm = RMSNorm(packed["norm"], config.norm_eps, dtype)
     except KeyError as error:
         raise ModelError(f"a packed model lacks {error.args[0]!r}", hint="delete the weight cache") from error
-    return Decoder(config, embedding=embedding, layers=layers, norm=norm, head=head, dtype=dtype)
+    return Decoder(config, embedding=embedding, layers=layers, norm=norm, head=head, dtype=dtype, parked=parked)
 
 
 def _layer(packed: Mapping[str, torch.Tensor], config: DecoderConfig, i: int, dtype: torch.dtype) -> Layer:

@@ -73,7 +73,7 @@ class Source:
             self.refuse(name, f"is of dtype {self.dtype(name)}; allowed: {', '.join(dtypes)}")
 
     def raw(self, name: str) -> torch.Tensor:
-        """A tensor, mapped."""
+        """A tensor."""
         return self._model.raw(name)
 
     def refuse(self, name: str, what: str) -> NoReturn:

@@ -14,6 +14,7 @@ from qwen_agent_kit.models.quantised import Matrix, Source, unpack
 __all__ = ["AWQ", "GPTQ"]
 
 _FLOATS = ("F16", "BF16", "F32")
+_ONES = {4: 0x11111111, 8: 0x01010101}
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where the n-th column of eight lies in its word: AutoAWQ interleaves them for its kernel."""
 
@@ -21,7 +22,10 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 class GPTQ:
     """``qweight`` [K * bits / 32, N], ``qzeros`` [G, N * bits / 32], ``scales`` [G, N], ``g_idx`` [K] or none.
 
-    Version 1 keeps each zero less one, version 2 (``gptq_v2``) as it is. With ``desc_act`` the groups are those of the
+    Version 1 keeps each zero less one, version 2 (``gptq_v2``) as it is. GPTQModel and later AutoGPTQ take the ones
+    off whole words at once (``qzeros -= 0x11111111``), so that a zero of 0 borrows from its neighbour; they are put
+    back the same way, which is exact. AutoGPTQ before that took one off each value and packed -1 over all values after
+    it in the word: those zeros are lost, and read here as the file says. With ``desc_act`` the groups are those of the
     order in which columns were quantised, and ``g_idx`` says which column is in which.
 
     Raises:
@@ -37,7 +41,7 @@ class GPTQ:
             fields.refuse("checkpoint_format" if fields.has("checkpoint_format") else "format", "gptq, gptq_v2")
         if fields.data.get("dynamic"):
             fields.refuse("dynamic", "nothing: one number of bits for all matrices")
-        self.offset = 1 if form == "gptq" else 0
+        self.offset = _ONES[self.bits] if form == "gptq" else 0
 
     def find(self, source: Source, module: str) -> Matrix | None:
         """See ``quantised.Method``."""
@@ -60,8 +64,8 @@ class GPTQ:
     def _undo(self, source: Source, module: str, k: int, group: int) -> torch.Tensor:
         values = unpack(source.raw(f"{module}.qweight"), self.bits, rows=True)
         scales = source.raw(f"{module}.scales").float()
-        # In 8 bits 255 + 1 is 0 again, as it was before one was taken off.
-        zeros = (unpack(source.raw(f"{module}.qzeros"), self.bits, rows=False) + self.offset) & ((1 << self.bits) - 1)
+        words = source.raw(f"{module}.qzeros") + self.offset
+        zeros = unpack(words, self.bits, rows=False)
         index = torch.arange(k) // group
         if source.has(f"{module}.g_idx"):
             index = source.raw(f"{module}.g_idx").long()

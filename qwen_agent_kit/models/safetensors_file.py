@@ -1,4 +1,7 @@
-"""Safetensors files, read by our own few lines: a checked header, then a map of the data.
+"""Safetensors files, read by our own few lines: a checked header, then the data, copied out or mapped.
+
+Checkpoints are copied out, tensor by tensor: a file that is cut meanwhile is then an error, where touching a map of it
+would be a signal that ends the process. Packed weights, which nobody else writes, are mapped.
 
 Format: 8 bytes of header length, a JSON header, the data (github.com/huggingface/safetensors, README "Format").
 """
@@ -12,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 
@@ -20,7 +23,10 @@ from qwen_agent_kit.errors import ModelError
 from qwen_agent_kit.models.fields import read_json
 from qwen_agent_kit.models.naming import Naming, naming_for
 
-__all__ = ["SafetensorsFile", "SafetensorsModel", "tensor_at"]
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
+
+__all__ = ["SafetensorsFile", "SafetensorsModel", "read_into", "tensor_at"]
 
 MAX_HEADER = 100 * 2**20  # the library's own limit
 MAX_TENSORS = 2**20
@@ -132,19 +138,47 @@ class SafetensorsFile:
             )
         return _Entry(dtype, tuple(shape), start, end)
 
+    def read(self, name: str, index: int | None = None) -> torch.Tensor:
+        """A copy of a tensor, or of one slice along its first axis.
+
+        Raises:
+            ModelError: Where there is none of this name, or the file was cut since its header was read.
+        """
+        entry = self._known(name)
+        shape, start, dtype = entry.shape, self._data + entry.start, _DTYPES[entry.dtype]
+        if index is not None:
+            shape = shape[1:]
+            start += index * prod(shape) * dtype.itemsize
+        made = torch.empty(shape, dtype=dtype)
+        read_into(made, self.path, start)
+        return made
+
+    def _known(self, name: str) -> _Entry:
+        entry = self.entries.get(name)
+        if entry is None:
+            self._refuse(f"holds no tensor `{name}`")
+        return entry
+
     def mapped(self, name: str) -> torch.Tensor:
         """A tensor whose memory is the file's; private to this process, so that nothing written reaches the file.
 
         Raises:
             ModelError: Where there is none of this name.
         """
-        entry = self.entries.get(name)
-        if entry is None:
-            self._refuse(f"holds no tensor `{name}`")
         if self._map is None:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return tensor_at(self._map, self._data + entry.start, _DTYPES[entry.dtype], entry.shape)
+        return self.tensor(name, self._map)
+
+    def shared(self) -> tuple[mmap.mmap, int]:
+        """A map of the whole file that cannot be written to, whose pages are the system's, and where the data begin."""
+        with self.path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), self._data
+
+    def tensor(self, name: str, data: mmap.mmap) -> torch.Tensor:
+        """A tensor that lies in a map of this file."""
+        entry = self._known(name)
+        return tensor_at(data, self._data + entry.start, _DTYPES[entry.dtype], entry.shape)
 
 
 def _counts(value: Any, most: int) -> bool:
@@ -153,6 +187,29 @@ def _counts(value: Any, most: int) -> bool:
         and len(value) <= most
         and all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**62 for v in value)
     )
+
+
+def read_into(tensor: torch.Tensor, path: Path, offset: int) -> None:
+    """Fill a contiguous tensor from the bytes of a file.
+
+    Raises:
+        ModelError: Where the file ends before, or cannot be read.
+    """
+    raw = memoryview(cast("Buffer", tensor.view(-1).view(torch.uint8).numpy()))
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            while raw:
+                got = file.readinto(raw)
+                if not got:
+                    raise ModelError(
+                        f"`{path.name}` was cut while it was read: {len(raw)} bytes are missing",
+                        hint="fetch it again, and let nothing else write to it meanwhile",
+                        code="invalid_weights",
+                    )
+                raw = raw[got:]
+    except OSError as error:
+        raise ModelError(f"`{path}` cannot be read: {error.strerror}") from error
 
 
 def tensor_at(data: mmap.mmap, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
@@ -208,8 +265,8 @@ class SafetensorsModel:
         return "" if file is None else file.entries[name].dtype
 
     def raw(self, name: str) -> torch.Tensor:
-        """A tensor of any dtype, mapped."""
-        return self._homes[name].mapped(name)
+        """A tensor of any dtype."""
+        return self._homes[name].read(name)
 
     def where(self, name: str) -> str:
         """The file that a tensor is in; the directory where it is in none."""
@@ -229,8 +286,7 @@ class SafetensorsModel:
                 hint="config.json does not say how it was quantised",
                 code="invalid_weights",
             )
-        tensor = file.mapped(name)
-        return tensor if index is None else tensor[index]
+        return file.read(name, index)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import torch
 
 from qwen_agent_kit.errors import ModelError
+from qwen_agent_kit.models.parked import ParkedLayers
 from qwen_agent_kit.models.safetensors_file import MAX_HEADER, SafetensorsFile
 from qwen_agent_kit.paths import write_private
 
@@ -80,20 +81,35 @@ class WeightCache:
 
     def load(self, key: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """The tensors, mapped, and the description of a packed model; None where it is not here or not whole."""
-        weights, described = self._paths(key)
         try:
-            record = _opened(described)
-            if record is None or record["size"] != weights.stat().st_size:
-                return None
-            with weights.open("rb") as opened:
-                if record["header_sha256"] != hashlib.sha256(_header(opened)).hexdigest():
-                    return None
-            file = SafetensorsFile(weights)
-            tensors = {name: file.mapped(name) for name in file.entries}
-            os.utime(described)
+            found = self._open(key)
+            return None if found is None else ({name: found[0].mapped(name) for name in found[0].entries}, found[1])
         except (OSError, ModelError, KeyError, struct.error):
             return None
-        return tensors, record["model"]
+
+    def load_parked(self, key: str, layers: range) -> tuple[ParkedLayers, dict[str, Any]] | None:
+        """The same with some ``layers`` left on disk and everything else read into memory.
+
+        Raises:
+            ModelError: Where the file is cut while it is read.
+        """
+        try:
+            found = self._open(key)
+        except (OSError, ModelError, KeyError, struct.error):
+            return None
+        return None if found is None else (ParkedLayers(found[0], layers), found[1])
+
+    def _open(self, key: str) -> tuple[SafetensorsFile, dict[str, Any]] | None:
+        weights, described = self._paths(key)
+        record = _opened(described)
+        if record is None or record["size"] != weights.stat().st_size:
+            return None
+        with weights.open("rb") as opened:
+            if record["header_sha256"] != hashlib.sha256(_header(opened)).hexdigest():
+                return None
+        file = SafetensorsFile(weights)
+        os.utime(described)
+        return file, record["model"]
 
     def store(
         self, key: str, tensors: Iterable[tuple[str, torch.Tensor]], model: Mapping[str, Any], *, most: int
@@ -120,7 +136,11 @@ class WeightCache:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        write_private(described, _sealed({**record, "layout": LAYOUT, "model": model}))
+        try:
+            write_private(described, _sealed({**record, "layout": LAYOUT, "model": model}))
+        except BaseException:
+            weights.unlink(missing_ok=True)  # nobody would find it, or make room by dropping it
+            raise
         self._trim(described)
 
     def verify(self) -> list[str]:

@@ -13,7 +13,9 @@ from typing import Any
 from qwen_agent_kit.placement.hardware import cpu_figures, gpu_figures
 from qwen_agent_kit.placement.measured import Measured, read_measured
 
-__all__ = ["Device", "Inventory", "inventory"]
+__all__ = ["Device", "Inventory", "KINDS", "inventory"]
+
+KINDS = ("cpu", "cuda", "mps", "disk")
 
 _UNLIMITED = 1 << 60
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "asimddp", "bf16", "i8mm")

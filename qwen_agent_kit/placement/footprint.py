@@ -1,15 +1,15 @@
 """What a model takes, in bytes, part by part. Arithmetic over its shape; ``models/packing`` makes what is counted here.
 
-Kept dense in the activations' type: embedding, routers, gates, biases. In float32: norms. By scheme: every other
-matrix and the head; a tied head is packed again where the scheme quantises, since the embedding is looked up and the
-head is multiplied by, unless rows can be looked up in the packed one.
+Kept dense in the activations' type: embedding, routers, gates, biases. In float32: norms and encoders. By scheme: every
+other matrix and the head, which int4 keeps in int8; a tied head is packed again where the scheme quantises, since the
+embedding is looked up and the head is multiplied by, unless rows can be looked up in the packed one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwen_agent_kit.placement.layout import layout_of, matrix_bytes
+from qwen_agent_kit.placement.layout import Layout, head_scheme, layout_of, matrix_bytes
 from qwen_agent_kit.placement.shape import Shape
 
 __all__ = ["CHUNK", "Footprint", "OVERHEAD", "PIXELS", "SECONDS", "file_bytes", "footprint", "weight_bytes"]
@@ -26,6 +26,12 @@ PIXELS = 1280 * 28 * 28
 
 SECONDS = 30.0
 
+PACKING = 32 * 2**20
+"""What the native kernels' packing takes besides: some rows in float32."""
+
+TOWER_VALUE = 4
+"""Bytes of a weight and of an activation of an encoder: they run in float32 under every scheme."""
+
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
@@ -38,10 +44,10 @@ class Footprint:
         embedding: Looked up, never multiplied by.
         layers: Weights of each layer.
         head: The head where it is kept apart, and the last norm.
-        towers: Weights of vision and audio encoders; they stay in the activations' type.
+        towers: Weights of vision and audio encoders, in float32 under every scheme.
         read: Of each layer, what drawing one position reads: experts only as far as they are used.
         read_head: The same for the head.
-        largest: Bytes of the largest matrix in float32, as it is while it is packed.
+        load_peak: What loading needs besides the weights: the largest matrix as it is read, and while it is packed.
         widest: Weights of a layer's largest matrix.
     """
 
@@ -54,7 +60,7 @@ class Footprint:
     towers: int
     read: tuple[int, ...]
     read_head: int
-    largest: int
+    load_peak: int
     widest: int
 
     @property
@@ -67,7 +73,7 @@ class Footprint:
         return 0 if self.shape.is_linear(layer) else self.shape.kv_layer_bytes(self.value)
 
     def layer_state(self, layer: int) -> int:
-        """Recurrent state of one conversation."""
+        """One recurrent state."""
         return self.shape.state_layer_bytes(self.value) if self.shape.is_linear(layer) else 0
 
     def activations(self, context: int, pixels: int | None = None, seconds: float | None = None) -> int:
@@ -91,13 +97,13 @@ class Footprint:
                 positions = tower.positions(pixels=PIXELS if pixels is None else pixels)
             else:
                 positions = tower.positions(seconds=SECONDS if seconds is None else seconds)
-            most = max(most, tower.activation_bytes(positions, self.value))
+            most = max(most, tower.activation_bytes(positions, TOWER_VALUE))
         return most
 
-    @property
-    def load_peak(self) -> int:
-        """What loading needs besides the weights packed so far: one matrix as read, in float32, and packed."""
-        return 2 * self.largest
+    def work(self, context: int, pixels: int | None = None, seconds: float | None = None) -> int:
+        """The most besides weights, KV and state: of a forward, or of loading, when there is no KV yet."""
+        kept = sum(self.layer_kv(i) * context + self.layer_state(i) for i in range(self.shape.layers))
+        return max(self.activations(context, pixels, seconds), self.load_peak - kept)
 
 
 def footprint(shape: Shape, scheme: str) -> Footprint:
@@ -108,7 +114,7 @@ def footprint(shape: Shape, scheme: str) -> Footprint:
     """
     layout = layout_of(scheme)
     value, quantised = layout.value, layout.bits < 16
-    head_matrix = matrix_bytes(scheme, shape.vocab, shape.hidden)
+    head_matrix = matrix_bytes(head_scheme(scheme), shape.vocab, shape.hidden)
     own_head = not shape.tied or quantised
     layers, read, widest = [], [], 0
     same: dict[tuple[bool, bool], tuple[int, int, int]] = {}
@@ -131,12 +137,23 @@ def footprint(shape: Shape, scheme: str) -> Footprint:
         embedding=embedding,
         layers=tuple(layers),
         head=(head_matrix if own_head else 0) + 4 * shape.hidden,
-        towers=sum(tower.parameters for tower in shape.towers) * value,
+        towers=sum(tower.parameters for tower in shape.towers) * TOWER_VALUE,
         read=tuple(read),
         read_head=head_matrix if own_head else embedding,
-        largest=max(widest, shape.embedding_parameters) * 4,
+        load_peak=_load_peak(shape, layout, widest),
         widest=widest,
     )
+
+
+def _load_peak(shape: Shape, layout: Layout, widest: int) -> int:
+    """Matrices come one at a time: embedding and head whole, a layer's largest in two parts that are then joined."""
+    largest, read = max(widest, shape.embedding_parameters), shape.read_value
+    if layout.bits < 16:
+        # Ours are made float32 a few rows at a time; torch's schemes whole, and then twice for what they round.
+        return max(shape.embedding_parameters, 2 * widest) * read + (PACKING if layout.lookup else 8 * largest)
+    if read == layout.value:
+        return widest * read  # what is read is what is kept, once its parts are joined
+    return max(shape.embedding_parameters, 2 * widest) * read
 
 
 def weight_bytes(shape: Shape, scheme: str) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from qwen_agent_kit.errors import UsageError
 from qwen_agent_kit.placement.kernels import compiler
 
-__all__ = ["LAYOUTS", "Layout", "NATIVE", "layout_of", "matrix_bytes", "native"]
+__all__ = ["LAYOUTS", "Layout", "NATIVE", "head_scheme", "layout_of", "matrix_bytes", "native"]
 
 ROW = -1
 """A group that is a whole row."""
@@ -93,6 +93,11 @@ def layout_of(scheme: str) -> Layout:
     if scheme not in LAYOUTS:
         raise UsageError(f"`quant` is {scheme!r}; allowed: auto, {', '.join(LAYOUTS)}")
     return NATIVE[scheme] if scheme in NATIVE and native() else LAYOUTS[scheme]
+
+
+def head_scheme(scheme: str) -> str:
+    """How the head is kept under ``scheme``: in 8 bits under int4, which costs it far more than other matrices."""
+    return "int8" if scheme == "int4" else scheme
 
 
 def matrix_bytes(scheme: str, rows: int, columns: int) -> int:

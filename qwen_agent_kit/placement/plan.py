@@ -71,14 +71,14 @@ class Plan:
         weight_bytes: Packed weights, on all devices.
         kv_bytes_per_token: Keys and values of one position.
         kv_bytes: The KV budget: the whole context of one conversation.
-        activation_bytes: While a chunk of the prompt is computed.
+        activation_bytes: While a chunk of the prompt is computed, or what loading needs where that is more.
         overhead_bytes: Interpreter, libraries, tokenizer, buffers.
         free_bytes: On the devices that are used.
         threads: Of the CPU.
         feasible: Whether it fits.
         reasons: One line per decision.
         changes: What would fit instead.
-        state_bytes: Recurrent state of one conversation.
+        state_bytes: Recurrent states that are kept of one conversation.
         tower_bytes: Of ``weight_bytes``, those of vision and audio encoders.
         load_peak_bytes: Needed while loading, besides the weights.
         download_bytes: What is fetched, None where it is here.

@@ -15,7 +15,7 @@ from qwen_agent_kit.placement.devices import Device, Inventory
 from qwen_agent_kit.placement.footprint import OVERHEAD, PIXELS, SECONDS, Footprint, footprint
 from qwen_agent_kit.placement.layout import LAYOUTS
 from qwen_agent_kit.placement.plan import Placement, Plan, Wishes, mib
-from qwen_agent_kit.placement.shape import Shape
+from qwen_agent_kit.placement.shape import STATES, Shape
 from qwen_agent_kit.placement.speed import Share, decode_seconds, prefill_rate, speed_of
 
 __all__ = ["AUTO", "Model", "RUNS_ON", "check_wishes", "place", "plan_model", "plan_together"]
@@ -49,6 +49,7 @@ class Model:
         download: Bytes to fetch, None where it is here.
         extended: Positions that it reaches with rope scaling, 0 where it cannot.
         files: The scheme of its files, "" where they are not quantised.
+        through: Another library whose modules run it in the kit's engine, "" for the engine's own.
     """
 
     name: str
@@ -57,6 +58,16 @@ class Model:
     download: int | None = None
     extended: int = 0
     files: str = ""
+    through: str = ""
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """What ``auto`` tries."""
+        return AUTO[:1] if self.through else AUTO
+
+    def runs_in(self, scheme: str) -> bool:
+        """Whether the kit's engine runs it so."""
+        return self.runs and (not self.through or scheme in ("fp32", "bf16"))
 
 
 def plan_model(inventory: Inventory, model: Model, wishes: Wishes = NO_WISHES) -> Plan:
@@ -133,7 +144,7 @@ class _Try:
 
 
 def _tries(inventory: Inventory, model: Model, wishes: Wishes) -> Iterator[_Try]:
-    schemes = AUTO if wishes.quant == "auto" else (wishes.quant,)
+    schemes = model.schemes if wishes.quant == "auto" else (wishes.quant,)
     wanted = wishes.context or model.shape.context
     for scheme in schemes:
         fp = footprint(model.shape, scheme)
@@ -176,15 +187,14 @@ def place(
     The embedding and the encoders go with the first layer, the head with the last. A device that holds nothing is not
     in the result. What layers on disk remember, and room for the largest of them, is kept on the device before.
     """
-    activations = fp.activations(context, wishes.max_pixels, wishes.audio_seconds)
     layers = fp.shape.layers
-    remembered = [(fp.layer_kv(i) * context, fp.layer_state(i)) for i in range(layers)]
+    remembered = [(fp.layer_kv(i) * context, STATES * fp.layer_state(i)) for i in range(layers)]
     placed: list[Placement] = []
     at = 0
     for n, device in enumerate(devices):
         disk = device.kind == "disk"
         feeds = n + 1 < len(devices) and devices[n + 1].kind == "disk"
-        work = 0 if disk else activations + (max(fp.layers) if feeds else 0)
+        work = 0 if disk else _work(fp, device.kind, context, wishes, feeds) + (max(fp.layers) if feeds else 0)
         room, first, weights = device.free - work - OVERHEAD[device.kind], at, 0
         kv, state = (sum(r[k] for r in remembered[at:]) if feeds else 0 for k in (0, 1))
         if feeds and kv + state > room:
@@ -199,6 +209,12 @@ def place(
             where = (device.name, device.kind, (first, at))
             placed.append(Placement(*where, weights, kv, state, work, OVERHEAD[device.kind], device.free))
     return tuple(placed) if at == layers else None
+
+
+def _work(fp: Footprint, kind: str, context: int, wishes: Wishes, feeds: bool) -> int:
+    """Besides weights, KV and state. The CPU packs, into memory or, for layers on disk, into the cache."""
+    asked = (context, wishes.max_pixels, wishes.audio_seconds)
+    return fp.work(*asked) if kind == "cpu" and not feeds else fp.activations(*asked)
 
 
 # --- which one ----------------------------------------------------------------------------------------------------
@@ -231,7 +247,7 @@ def _plan(inventory: Inventory, model: Model, wishes: Wishes, one: _Try) -> Plan
     fp, shape = one.fp, model.shape
     feasible = one.context >= 1
     context = one.context if feasible else one.wanted
-    activations = fp.activations(context, wishes.max_pixels, wishes.audio_seconds)
+    activations = _work(fp, one.devices[0].kind, context, wishes, feeds=False)
     used = [p for p in one.placements if p.kind != "disk"]
     names = {p.device for p in one.placements}
     free = sum(d.free for d in one.devices if (d.name in names or not feasible) and d.kind != "disk")
@@ -257,7 +273,9 @@ def _plan(inventory: Inventory, model: Model, wishes: Wishes, one: _Try) -> Plan
         download_bytes=model.download,
         dtype="fp32" if fp.value == 4 else "bf16",
         kv_dtype="fp32" if fp.value == 4 else "bf16",
-        engine="qak" if model.runs and all(d.kind in RUNS_ON or d.kind == "disk" for d in one.devices) else "",
+        engine="qak"
+        if model.runs_in(fp.scheme) and all(d.kind in RUNS_ON or d.kind == "disk" for d in one.devices)
+        else "",
         placements=one.placements,
     )
     plan = _with_budgets(plan, shape, wishes)
@@ -306,9 +324,9 @@ def _reasons(inventory: Inventory, model: Model, wishes: Wishes, one: _Try, cont
     if wishes.quant != "auto":
         yield f"{scheme}: asked for"
     elif one.context < 1:
-        yield f"{scheme}: the smallest of {', '.join(AUTO)}, and still too large"
+        yield f"{scheme}: the smallest of {', '.join(model.schemes)}, and still too large"
     else:
-        yield f"{scheme}: the first of {', '.join(AUTO)} that fits"
+        yield f"{scheme}: the first of {', '.join(model.schemes)} that fits"
     if model.files:
         yield f"its files are {model.files}; they are read into {scheme}"
     trained = model.shape.context
@@ -320,8 +338,12 @@ def _reasons(inventory: Inventory, model: Model, wishes: Wishes, one: _Try, cont
     elif context < one.wanted:
         yield f"context cut from {one.wanted:,} to what fits"
     yield from _where(one)
+    kind = model.shape.model_type
+    if model.through and model.runs:
+        yield f"{kind} runs through {model.through}, slower: the speeds are what our own kernels would reach"
+    if model.runs and not model.runs_in(scheme):
+        yield f"{kind} runs in bf16 and fp32 only: the plan is arithmetic"
     if not model.runs:
-        kind = model.shape.model_type
         yield f"no engine of the kit runs {kind} yet: the plan is arithmetic; others do, as in vllm:{model.name}"
     kinds = {device.kind for device in one.devices} - {"disk"}
     if others := sorted(kinds - RUNS_ON):
@@ -348,7 +370,7 @@ def _changes(inventory: Inventory, model: Model, wishes: Wishes) -> tuple[str, .
     """What would fit, the nearest first: less context, then a coarser scheme, then smaller media, then the disk."""
     found: list[tuple[float, str]] = []
     schemes = [wishes.quant] if wishes.quant != "auto" else []
-    schemes += [name for name in AUTO if name not in schemes]
+    schemes += [name for name in model.schemes if name not in schemes]
     for cost, disk in ((0.0, False), (4.0, True)):
         if disk and wishes.disk:
             continue

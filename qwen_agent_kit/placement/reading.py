@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qwen_agent_kit.catalog import family_of
 from qwen_agent_kit.errors import ModelError
 from qwen_agent_kit.placement.gguf import GGUFHeader, read_gguf
 from qwen_agent_kit.placement.shape import Delta, Shape
@@ -148,7 +149,7 @@ def _decoder(text: _Given, kind: str, towers: tuple[Tower, ...]) -> Shape:
         context=text.whole("max_position_embeddings", text.whole("seq_length", 2048 if qwen1 else 32768)),
         tied=text.flag("tie_word_embeddings", False),
         experts=experts,
-        expert_intermediate=text.whole("moe_intermediate_size", None if experts else 0),
+        expert_intermediate=text.whole("moe_intermediate_size", _expert_width(text, kind) if experts else 0),
         shared_intermediate=text.whole("shared_expert_intermediate_size", 0) if experts else 0,
         experts_per_token=text.whole("num_experts_per_tok", None if experts else 0),
         sparse=_sparse(text, layers) if experts else (),
@@ -160,7 +161,13 @@ def _decoder(text: _Given, kind: str, towers: tuple[Tower, ...]) -> Shape:
         qk_norm=kind.startswith("qwen3"),
         gated=hybrid,
         towers=towers,
+        read_value=4 if text.data.get("dtype", text.data.get("torch_dtype")) == "float32" else 2,
     )
+
+
+def _expert_width(text: _Given, kind: str) -> int | None:
+    """Families that are not ours (Mixtral) may have no other width than ``intermediate_size``."""
+    return text.whole("intermediate_size") if family_of(kind.removesuffix("_text")) is None else None
 
 
 def _sparse(text: _Given, layers: int) -> tuple[bool, ...]:
@@ -225,10 +232,17 @@ def shape_from_gguf(header: GGUFHeader, where: str) -> Shape:
     """
     meta = header.metadata
     arch = str(meta.get("general.architecture", ""))
+    names = {tensor.name for tensor in header.tensors}
+    if any(key.startswith(f"{arch}.ssm.") for key in meta) or any(".ssm_" in name for name in names):
+        raise ModelError(
+            f"`general.architecture` in `{where}` is {arch[:80]!r}: a hybrid model, and "
+            "a GGUF header does not say which layers are which",
+            hint="name the model itself, as in Qwen/Qwen3-Next-80B-A3B-Instruct: its config.json does",
+            code="invalid_config",
+        )
     get = _Given({key.removeprefix(f"{arch}."): value for key, value in meta.items()}, where)
     heads, hidden = get.whole("attention.head_count"), get.whole("embedding_length")
     experts = get.whole("expert_count", 0)
-    names = {tensor.name for tensor in header.tensors}
     return Shape(
         model_type=_GGUF.get(arch, arch),
         layers=get.whole("block_count", most=4096),
@@ -248,4 +262,5 @@ def shape_from_gguf(header: GGUFHeader, where: str) -> Shape:
         out_bias="blk.0.attn_output.bias" in names,
         mlp_bias="blk.0.ffn_up.bias" in names,
         qk_norm="blk.0.attn_q_norm.weight" in names,
+        read_value=4,
     )

@@ -18,7 +18,7 @@ from qwen_agent_kit.catalog.released import released
 from qwen_agent_kit.errors import UsageError
 from qwen_agent_kit.placement.devices import Inventory
 from qwen_agent_kit.placement.plan import Plan, Wishes
-from qwen_agent_kit.placement.planner import AUTO, plan_model
+from qwen_agent_kit.placement.planner import plan_model
 from qwen_agent_kit.placement.sources import model_of_entry
 
 __all__ = ["Needs", "Recommendation", "recommend"]
@@ -102,6 +102,8 @@ def _plan(here: Inventory, entry: ModelEntry, needs: Needs) -> tuple[str, Plan |
     model = model_of_entry(entry)
     if not model.runs and not needs.any_engine:
         return "no engine of the kit runs it yet (--any-engine shows it)", None
+    if model.through and not needs.any_engine:
+        return f"runs through {model.through} only, slower (--any-engine shows it)", None
     reach = max(entry.context, entry.extended)
     if needs.context and needs.context > reach:
         return "its context is shorter", None
@@ -109,7 +111,7 @@ def _plan(here: Inventory, entry: ModelEntry, needs: Needs) -> tuple[str, Plan |
     plan = plan_model(here, model, wishes)
     if not plan.feasible:
         return "does not fit", None
-    for scheme in AUTO:  # a coarser scheme is read faster
+    for scheme in model.schemes:  # a coarser scheme is read faster
         if plan.feasible and plan.decode_tokens_per_second >= needs.speed:
             return "", plan
         plan = plan_model(here, model, replace(wishes, quant=scheme))

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from qwen_agent_kit.placement.layout import layout_of, matrix_bytes
 from qwen_agent_kit.placement.towers import Tower
 
-__all__ = ["Delta", "Matrix", "Shape"]
+__all__ = ["Delta", "Matrix", "STATES", "Shape"]
+
+STATES = 4
+"""Recurrent states that are kept of a conversation: such a state cannot be cut, so some are kept to go back to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,7 @@ class Shape:
         qk_norm: A norm over each query and key head.
         gated: The queries come with a gate of the same width.
         towers: Vision and audio encoders.
+        read_value: Bytes of a value as it comes from the files.
     """
 
     model_type: str
@@ -128,6 +132,7 @@ class Shape:
     qk_norm: bool = False
     gated: bool = False
     towers: tuple[Tower, ...] = ()
+    read_value: int = 2
 
     def is_linear(self, layer: int) -> bool:
         """Whether a layer keeps a recurrent state instead of keys and values."""
@@ -224,7 +229,7 @@ class Shape:
         return 2 * self.kv_heads * self.head_dim * bytes_per_value
 
     def state_layer_bytes(self, bytes_per_value: int) -> int:
-        """Per conversation: a delta net's state (float32) and the tail of its convolution."""
+        """One of a delta net: its state (float32) and the tail of its convolution."""
         if self.delta is None:
             return 0
         delta = self.delta
@@ -232,5 +237,5 @@ class Shape:
         return state + delta.channels * delta.kernel * bytes_per_value
 
     def state_bytes(self, bytes_per_value: int) -> int:
-        """Per conversation: the recurrent state of every layer that has one."""
-        return sum(self.linear) * self.state_layer_bytes(bytes_per_value)
+        """Per conversation: the recurrent states of every layer that has one."""
+        return STATES * sum(self.linear) * self.state_layer_bytes(bytes_per_value)

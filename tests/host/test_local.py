@@ -245,3 +245,38 @@ def test_a_run_ends_with_its_result(folder: Path, host: Host) -> None:
     result = events[-1].result
     assert result.usage.generated_tokens == sum(s.usage.generated_tokens or 0 for s in result.steps)
     assert (result.usage.cached_tokens or 0) + (result.usage.computed_tokens or 0) >= (result.usage.prompt_tokens or 0)
+
+
+def test_a_model_that_does_not_think_says_so(tmp_path: Path) -> None:
+    """``thinking=True`` has no effect on it, and the step's notes tell, as they do for a budget."""
+    from qwen_agent_kit.testing import tiny_model_dir
+    from qwen_agent_kit.testing.models import tiny_tokenizer
+
+    tokenizer = json.loads(tiny_tokenizer())
+    for token in tokenizer["added_tokens"]:
+        if "think" in token["content"]:
+            token["content"] = f"<{token['id']}>"
+    folder = tiny_model_dir(tmp_path, tokenizer_json=json.dumps(tokenizer))
+    for thinking, what in ((True, "thinking=True"), (8, "the budget of 8 tokens"), (False, ""), (None, "")):
+        with Host(quant="fp32", cache=False) as host:
+            agent = Agent(str(folder), thinking=thinking, host=host, sampling=Sampling(max_tokens=2))
+            notes = agent.run("hi").steps[0].notes
+        assert any("does not think" in note and what in note for note in notes) == bool(what), notes
+
+
+@pytest.mark.parametrize("text", ["ab ", "\u1112\u1161\u11ab", "\n \t"], ids=["ascii", "decomposed", "blank"])
+def test_an_endless_prompt_is_refused_before_it_is_encoded(
+    model: LocalChatModel, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """The bound is below the true count, so nothing that fits is refused; five million letters are never encoded."""
+    some = text * 4000
+    assert model.renderer.least(Message("user", (some,))) <= len(model.renderer.render([Message("user", (some,))]).ids)
+
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("it was rendered")
+
+    monkeypatch.setattr(model.renderer, "render", never)
+    with pytest.raises(UsageError) as caught:
+        list(model.stream(ChatRequest((Message("user", ("abcde " * 1_000_000,)),))))
+    assert caught.value.code == "context_length_exceeded"
+    assert "at least" in caught.value.message

@@ -34,6 +34,13 @@ def test_a_scheme_stays_near_the_exact_product(scheme: str, most: float, shape: 
         assert (found.float() - exact).norm() / exact.norm() < most
 
 
+@pytest.mark.parametrize("scheme", ["fp32", "bf16", "int8", "int4"])
+def test_no_rows_are_no_rows(scheme: str) -> None:
+    """Nothing times a matrix is nothing: a chunk of a prompt whose logits nobody wants."""
+    dtype = torch.float32 if scheme == "fp32" else torch.bfloat16
+    assert make_linear(torch.zeros(32, 64), None, scheme)(torch.zeros(0, 64, dtype=dtype)).shape == (0, 32)
+
+
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_rows_of_zeros_stay_zero(scheme: str) -> None:
     """A row without any weight gives 0, not NaN."""

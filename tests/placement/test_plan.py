@@ -6,9 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import gguf
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_agent_kit import plan
@@ -44,6 +47,7 @@ def test_kv_per_token_is_exact(tmp_path: Path) -> None:
     assert read_shape(folder(tmp_path)).kv_bytes(2) == 12 * 1024
 
 
+@settings(deadline=None)
 @given(
     free=st.integers(0, 2**34), scheme=st.sampled_from(["auto", *SCHEMES]), context=st.none() | st.integers(1, 10**6)
 )
@@ -69,6 +73,26 @@ def test_f60_no_device_or_no_memory_is_a_plan_error(tmp_path: Path) -> None:
         make_plan("m", folder(tmp_path), devices=[])
     with pytest.raises(PlanError, match="short"):
         make_plan("m", folder(tmp_path), devices=[Device("cpu", "cpu", 1, 1)]).require()
+
+
+@pytest.mark.parametrize(
+    ("devices", "says"),
+    [
+        ("bogus", r"`devices` is 'bogus'; allowed: a list of Device"),
+        (7, "`devices` is 7; allowed: a list of Device"),
+        (["cuda:0"], "`devices` holds 'cuda:0'; allowed: Device"),
+        ([Device("tpu:0", "tpu", 1, 1)], "of kind 'tpu'; allowed: cpu, cuda"),
+        ([Device("cpu", "cpu", -1, 1)], "`cpu` has -1 bytes"),
+        ([Device("cpu", "cpu", 1.5, 1)], "`cpu` has 1.5 bytes"),  # type: ignore[arg-type]  # the point of the test
+        ([Device("cpu", "cpu", 1, 1)] * 2, "'cpu' twice"),
+    ],
+)
+def test_devices_that_are_none(tmp_path: Path, devices: Any, says: str) -> None:
+    """What is given as devices is checked by both ways to plan, and the hint shows how one is written."""
+    for make in (lambda: make_plan("m", folder(tmp_path), devices=devices), lambda: plan(tmp_path, devices=devices)):
+        with pytest.raises(UsageError, match=says) as caught:
+            make()
+        assert "Device(" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"])
@@ -111,3 +135,21 @@ def test_the_public_plan_takes_a_path(smollm2_gguf: Path) -> None:
     text = str(plan(smollm2_gguf, context=1024))
     assert "context 1,024" in text
     assert "23,040 bytes a token" in text
+
+
+@pytest.mark.parametrize("arch", ["qwen3next", "qwen35", "qwen35moe"])
+def test_hybrid_gguf_headers_are_refused(tmp_path: Path, arch: str) -> None:
+    """A header with recurrent layers is not read as if all its layers were attention; the hint says what is."""
+    path = tmp_path / "hybrid.gguf"
+    writer = gguf.GGUFWriter(path, arch)
+    for key, value in {"block_count": 4, "embedding_length": 64, "ssm.conv_kernel": 4, "ssm.inner_size": 64}.items():
+        writer.add_uint32(f"{arch}.{key}", value)
+    writer.add_tensor("blk.0.ssm_conv1d.weight", np.zeros((64, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for read in (lambda: read_shape(path), lambda: plan(path)):
+        with pytest.raises(ModelError, match=f"'{arch}': a hybrid model") as caught:
+            read()
+        assert "config.json" in str(caught.value.hint)

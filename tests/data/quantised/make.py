@@ -3,13 +3,14 @@
     python make.py                  # all of them, in a fresh process each
     python make.py gptq-4bit-act    # one
 
-They hold one random Qwen2 layer. `reference.safetensors` holds what the same tool gives back when it undoes its own
-quantisation: one matrix, and the logits of transformers' model in float32 on all the undone weights.
+They hold one random Qwen2 layer; `fp8-block-moe` a Qwen3 layer of two experts and an untied head, in several files.
+`reference.safetensors` holds what the same tool gives back when it undoes its own quantisation: one matrix, and the
+logits of transformers' model in float32 on all the undone weights.
 
 Made on a CPU with torch 2.13.0, transformers 5.23.0, gptqmodel 7.7.0 (run from its source distribution), autoawq 0.2.9
-(the same), bitsandbytes 0.50.2, llmcompressor 0.14.0.1 and compressed-tensors 0.20.0. Whole tools made all but two:
-transformers quantises to FP8 on a GPU only, so `fp8-block` goes through its conversion operation matrix by matrix; and
-autoawq searches its scales on a GPU only, so `awq-4bit` goes through its rounding and its packing layer by layer.
+(the same), bitsandbytes 0.50.2, llmcompressor 0.14.0.1 and compressed-tensors 0.20.0. Whole tools made most of them;
+transformers quantises to FP8 on a GPU only, so the `fp8` cases go through its conversion operation matrix by matrix;
+and autoawq searches its scales on a GPU only, so `awq-4bit` goes through its rounding and its packing layer by layer.
 """
 
 from __future__ import annotations
@@ -35,12 +36,16 @@ SHOWN = "model.layers.0.self_attn.q_proj.weight"
 LINEAR = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
 
 
-def base(folder: Path) -> Path:
+def base(folder: Path, name: str) -> Path:
     """The float model that is quantised."""
     from qwen_agent_kit.testing.models import tiny_model_dir, tiny_tokenizer
 
     sizes: dict[str, Any] = {"hidden": 128, "heads": 4, "kv_heads": 2, "layers": 1, "context": 512, "tied": True}
-    return tiny_model_dir(folder, "qwen2", tokenizer_json=tiny_tokenizer(280), seed=3, **sizes)
+    if name.endswith("-moe"):
+        sizes |= {"tied": False, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 128}
+        sizes |= {"head_dim": 32}
+    family = "qwen3_moe" if name.endswith("-moe") else "qwen2"
+    return tiny_model_dir(folder, family, tokenizer_json=tiny_tokenizer(280), seed=3, **sizes)
 
 
 def loaded(source: Path, dtype: torch.dtype = torch.float16, **options: Any) -> Any:
@@ -118,21 +123,32 @@ def compressed(source: Path, target: Path, scheme: str) -> dict[str, torch.Tenso
     return {name: tensor.float() for name, tensor in again.state_dict().items() if name.endswith("_proj.weight")}
 
 
-def fp8_block(source: Path, target: Path) -> dict[str, torch.Tensor]:
+def fp8(source: Path, target: Path, block: tuple[int, int] | None) -> dict[str, torch.Tensor]:
     from transformers import FineGrainedFP8Config  # noqa: TID251
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize  # noqa: TID251
 
-    config = FineGrainedFP8Config(weight_block_size=(128, 128))
+    config = FineGrainedFP8Config(weight_block_size=block)
     quantizer = SimpleNamespace(quantization_config=config, pre_quantized=True)
-    state = {name: tensor.clone() for name, tensor in loaded(source, torch.bfloat16).state_dict().items()}
+    state = {n: t.bfloat16() for n, t in load_file(source / "model.safetensors").items()}
     undone = {}
-    for name in [f"model.layers.0.{part}.weight" for part in LINEAR]:
+    for name in [name for name in state if name.endswith("_proj.weight")]:
         made = Fp8Quantize(quantizer)._quantize_one(name, state[name])
         state |= made
         if len(made) == 2:
             undone[name] = Fp8Dequantize(quantizer)._dequantize_one(*made.values()).float()
-    method = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    method = {"quant_method": "fp8", "weight_block_size": block and list(block), "activation_scheme": "dynamic"}
     return _saved(source, target, state, method, undone)
+
+
+def sharded(source: Path, target: Path, block: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """The same, cut into files behind an index by huggingface_hub."""
+    from huggingface_hub import save_torch_state_dict
+
+    undone = fp8(source, target, block)
+    state = load_file(target / "model.safetensors")
+    (target / "model.safetensors").unlink()
+    save_torch_state_dict(state, target, max_shard_size="200KB")
+    return undone
 
 
 def _saved(
@@ -157,7 +173,9 @@ CASES: dict[str, Any] = {
     ),
     "bnb-fp4": (bnb, {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}),
     "bnb-int8": (bnb, {"load_in_8bit": True}),
-    "fp8-block": (fp8_block, {}),
+    "fp8-block": (fp8, {"block": (128, 128)}),
+    "fp8-tensor": (fp8, {"block": None}),
+    "fp8-block-moe": (sharded, {"block": (128, 128)}),
     "ct-fp8-channel": (compressed, {"scheme": "FP8_DYNAMIC"}),
     "ct-fp8-block": (compressed, {"scheme": "FP8_BLOCK"}),
     "ct-int4": (compressed, {"scheme": "W4A16"}),
@@ -167,30 +185,38 @@ CASES: dict[str, Any] = {
 
 
 def reference(source: Path, target: Path, undone: dict[str, torch.Tensor]) -> None:
-    """What the quantised model should say."""
-    model = loaded(source, torch.float32)
-    kept = {n: t.float() for n, t in load_file(target / "model.safetensors").items() if t.is_floating_point()}
-    known = model.state_dict()
-    state = {n: undone.get(n, kept.get(n, known[n])) for n in known}
+    """What the quantised model should say: the float model with every matrix that the tool undid put in."""
+    written: dict[str, torch.Tensor] = {}
+    for file in target.glob("*.safetensors"):
+        written |= load_file(file)
+    kept = {n: t.float() for n, t in written.items() if t.is_floating_point()}
+    known = load_file(source / "model.safetensors")
+    state = {n: undone.get(n, kept.get(n, known[n])).contiguous() for n in known}
     assert all(state[name].shape == known[name].shape for name in known)
-    model.load_state_dict(state)
-    with torch.inference_mode():
-        logits = model(torch.tensor([IDS])).logits[0].float()
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        save_file(state, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        model = loaded(Path(folder), torch.float32)
+        with torch.inference_mode():
+            logits = model(torch.tensor([IDS])).logits[0].float()
     kept = {"logits": logits, "ids": torch.tensor(IDS), SHOWN: undone[SHOWN].contiguous()}
     save_file(kept, target / "reference.safetensors")
 
 
 def make(name: str) -> None:
+    from qwen_agent_kit import foreign
+
+    foreign.transformers()  # with a torchvision that does not load beside this torch, it would not import
     with tempfile.TemporaryDirectory() as scratch:
-        source, target = base(Path(scratch) / "base"), Path(scratch) / name
+        source, target = base(Path(scratch) / "base", name), Path(scratch) / name
         function, options = CASES[name]
         reference(source, target, function(source, target, **options))
         place = HERE / name
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        for file in ("config.json", "model.safetensors", "reference.safetensors"):
+        for file in ("config.json", *(f.name for f in target.glob("*.safetensors*"))):
             shutil.copy(target / file, place)
-        (place / "model.safetensors").chmod(0o644)
+            (place / file).chmod(0o644)
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(source / file, place)
 
