@@ -1,8 +1,10 @@
-"""The main job, offline, on real weights: a question, one tool, a streamed answer and what it cost."""
+"""The main job, offline, on real weights: a tool called and answered, then a picture seen and a clip heard."""
 
 import random
 
-from qwen_agent_kit import Agent, RunDone, TextDelta, ToolCalled, ToolReturned, tool
+import numpy as np
+
+from qwen_agent_kit import Agent, Audio, Image, RunDone, TextDelta, ToolCalled, ToolReturned, tool
 
 
 @tool
@@ -28,3 +30,18 @@ for event in agent.stream("What is the temperature in Oslo right now?"):
             print(f"\nstop_reason: {result.stop_reason}")
             for step in result.steps:
                 print(f"step {step.index}: {step.usage}")
+
+# No model is named: the small one that takes the parts answers. The picture and the clip are drawn here.
+y, x = np.mgrid[:112, :112]
+picture = np.full((112, 112, 3), 255, dtype=np.uint8)
+picture[42:70, 5:33] = (45, 85, 215)
+picture[(x - 93) ** 2 + (y - 56) ** 2 < 15**2] = (215, 40, 40)
+ramp = np.minimum(1, np.linspace(0, 50, 16_000)) * np.minimum(1, np.linspace(50, 0, 16_000))
+pitch = np.geomspace(300, 1800, 16_000)
+tone = np.concatenate([np.zeros(3000), 0.4 * ramp * np.sin(2 * np.pi * np.cumsum(pitch) / 16_000), np.zeros(3000)])
+for question, media in {
+    "What is left of the red circle?": Image(picture),
+    "Does the tone rise or fall?": Audio(tone.astype(np.float32)),
+}.items():
+    answer = Agent().run([question, media])
+    print(f"{media.kind}: {question} {answer.output}", flush=True)

@@ -10,5 +10,5 @@ QAK_API = 1
 @hookimpl
 def register_backends() -> list[Backend]:
     """Offer the text-only checkpoints."""
-    families = ("qwen", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "llama")
+    families = ("qwen", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "llama")
     return [Backend(name="text", accepts=frozenset({"text"}), families=families, default="Qwen/Qwen3-4B")]

@@ -16,7 +16,7 @@ from qwen_agent_kit.backends.chat import (
     EngineSpec,
     Finish,
 )
-from qwen_agent_kit.backends.modality import Backend, Choice, Embeddings, Encoder, MediaBudget, ModelFacts
+from qwen_agent_kit.backends.modality import Backend, Choice, Embeddings, Encoder, MediaBudget, ModelFacts, Run
 from qwen_agent_kit.backends.sampling import Sampling
 from qwen_agent_kit.backends.tokens import Engine, Generation, MediaSpan, Piece, Prompt, SpanBudget
 from qwen_agent_kit.backends.usage import Usage
@@ -41,6 +41,7 @@ __all__ = [
     "ModelFacts",
     "Piece",
     "Prompt",
+    "Run",
     "Sampling",
     "SpanBudget",
     "Usage",

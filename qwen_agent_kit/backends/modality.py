@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from qwen_agent_kit.messages import Media
 
-__all__ = ["Backend", "Choice", "Embeddings", "Encoder", "MediaBudget", "ModelFacts"]
+__all__ = ["Backend", "Choice", "Embeddings", "Encoder", "MediaBudget", "ModelFacts", "Run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,25 @@ class MediaBudget:
     seconds: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One of several runs of placeholders that stand for one part, as the frames of a video with their times between.
+
+    Args:
+        length: How many placeholders.
+        digest: Of this run alone.
+        item: What the encoder gets.
+        before: What is written before them: control tokens of the vocabulary, and text.
+        after: What is written after them.
+    """
+
+    length: int
+    digest: str
+    item: Any
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
 class Encoder(Protocol):
     """A vision or audio tower."""
 
@@ -65,16 +84,18 @@ class Backend:
     Args:
         name: Unique among installed plugins.
         accepts: The part kinds it covers, ``text`` included.
-        families: The catalog families it drives.
+        families: The catalog families it drives; for models of a plugin's own, their ``model_type``.
         default: The model that is named where a user asks for none of a kind.
         parts: Its own subclasses of ``Media``.
         resident: Whether its model stays loaded beside others.
         widen: ``(part, config, budget) -> (length, digest, item)``, with ``ModelFacts`` and ``MediaBudget``. The digest
-            covers the content and all that changes what the encoder makes of it.
+            covers the content and all that changes what the encoder makes of it. Or a list of ``Run``, for a part
+            whose placeholders are parted by text.
         positions: ``(ids, spans) -> (positions [3, n], next)`` for models with m-rope; None for plain positions.
         encoder: ``(config, tensors, device) -> Encoder``; ``tensors`` maps the checkpoint's names to tensors, read on
             demand.
         footprint: ``(config, budget) -> bytes``.
+        placeholders: Control tokens that stand for its parts in a chat template, besides those of Qwen's own models.
     """
 
     name: str
@@ -83,10 +104,11 @@ class Backend:
     default: str | None = None
     parts: tuple[type[Media], ...] = ()
     resident: bool = True
-    widen: Callable[..., tuple[int, str, Any]] | None = None
+    widen: Callable[..., tuple[int, str, Any] | list[Run]] | None = None
     positions: Callable[..., Any] | None = None
     encoder: Callable[..., Encoder] | None = None
     footprint: Callable[..., int] | None = None
+    placeholders: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ class Usage:
         forced_tokens: Of those, ids that the grammar left no choice about.
         first_token_ms: From submission to the first id.
         prefill_ms: In the layers, for the prompt.
-        decode_ms: From the first id to the last.
+        decode_ms: From the first drawn id to the last; ids forced before it need no prefill.
         tool_ms: Wall time of the tools of the step.
         prefix_break: Why and where reuse of the prefix ended, None where it did not break.
         drafted_tokens: Ids that were computed on trial; the rejected ones are not in ``computed_tokens``.

@@ -7,7 +7,18 @@ plugin names; they run in a child process with bounded memory and time, so that 
 
 from __future__ import annotations
 
+from qwen_agent_kit.media.headers import image_size, stated_pixels
 from qwen_agent_kit.media.sources import MAX_BYTES, digest_of, kind_of_file, read_bytes
 from qwen_agent_kit.media.workers import Decoded, MediaLimits, Workers
 
-__all__ = ["Decoded", "MAX_BYTES", "MediaLimits", "Workers", "digest_of", "kind_of_file", "read_bytes"]
+__all__ = [
+    "Decoded",
+    "MAX_BYTES",
+    "MediaLimits",
+    "Workers",
+    "digest_of",
+    "image_size",
+    "kind_of_file",
+    "read_bytes",
+    "stated_pixels",
+]

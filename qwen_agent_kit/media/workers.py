@@ -42,6 +42,7 @@ class MediaLimits:
         memory: Bytes that decoding may take beyond what its libraries take.
         items: Media in one request.
         total_pixels: Of all images and frames of one request together, after resizing.
+        stated_pixels: Of all images of one request together, as their headers state them before one is decoded.
     """
 
     size: int = 64 * 2**20
@@ -52,6 +53,7 @@ class MediaLimits:
     memory: int = 1 << 30
     items: int = 128
     total_pixels: int = 200_000_000
+    stated_pixels: int = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ __all__ = ["Hearing", "Item", "mel_frames", "tokens"]
 OPTIONS = frozenset({"start", "seconds", "rate"})
 HOP = 160
 WINDOW = 30.0
-"""Seconds that the tower hears at once."""
+"""Seconds that a tower hears at once, at most."""
 
 
 def mel_frames(samples: int) -> int:
@@ -59,10 +59,10 @@ class Hearing:
         Raises:
             MediaError: Where the source, the file or an option is refused.
         """
-        del facts
         options = _checked(part)
         data = read_bytes(part, limit=self.limits.size)
-        samples = self.samples(part, data, min(WINDOW, budget.seconds or WINDOW))
+        window = _window(facts)
+        samples = self.samples(part, data, min(window, budget.seconds or window))
         length = tokens(mel_frames(len(samples)))
         if length < 1:
             raise MediaError(f"the audio lasts {len(samples) / 16_000:.3f} s; allowed: 0.03 s or more")
@@ -91,6 +91,12 @@ class Hearing:
         data = read_bytes(part, limit=self.limits.size)
         options = {"what": "probe", "seconds": self.limits.seconds}
         return float(self.workers.decode(data, "audio", options).facts["seconds"])
+
+
+def _window(facts: ModelFacts) -> float:
+    """Seconds that the model hears at once, as its files say; Qwen2-Audio's 30 where they say nothing that can be."""
+    chunk = facts.preprocessor.get("chunk_length", WINDOW)
+    return float(chunk) if isinstance(chunk, int | float) and 0 < chunk <= WINDOW else WINDOW
 
 
 def _checked(part: Media) -> dict[str, Any]:

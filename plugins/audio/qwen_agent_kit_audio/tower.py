@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from qwen_agent_kit import foreign
 from qwen_agent_kit.backends import Embeddings, MediaBudget, ModelFacts
 from qwen_agent_kit.errors import ModelError
 
 if TYPE_CHECKING:
+    import torch
+
     from qwen_agent_kit_audio.items import Item
 
 __all__ = ["Tower", "extractor", "footprint"]
@@ -65,6 +65,8 @@ class Tower:
         return [self._one(item) for item in items]
 
     def _one(self, item: Item) -> Embeddings:
+        import torch  # a plugin that is listed loads no engine
+
         features, frames = self.features(item)
         heard = (frames - 1) // 2 + 1
         with torch.inference_mode():

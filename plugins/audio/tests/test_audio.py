@@ -217,6 +217,15 @@ def test_f10_hostile_options_are_refused(hearing: Hearing, options: dict[str, An
         hearing.widen(Audio(A, options=options), ModelFacts({}), MediaBudget())
 
 
+def test_a_model_that_hears_less_than_30_s_says_so(hearing: Hearing) -> None:
+    """The bound is the model's own chunk, not the family's."""
+    facts = ModelFacts({}, {"chunk_length": 4})
+    assert hearing.widen(Audio(np.zeros(64_000, dtype=np.float32)), facts, MediaBudget())[0] == 100
+    with pytest.raises(MediaError, match="allowed: at most 4 at a time") as caught:
+        hearing.widen(Audio(np.zeros(64_100, dtype=np.float32)), facts, MediaBudget())
+    assert caught.value.code == "too_long"
+
+
 @given(st.floats(0.1, 400.0), st.floats(1.0, 30.0), st.floats(0.0, 0.9))
 def test_windows_cover_everything(duration: float, seconds: float, share: float) -> None:
     """They begin at 0, overlap as asked, end at the end, and each brings something new."""

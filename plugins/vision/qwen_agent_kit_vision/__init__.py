@@ -9,10 +9,20 @@ from qwen_agent_kit_vision.grounding import Box, Point, draw, parse_marks
 
 if TYPE_CHECKING:
     from qwen_agent_kit.tools import Tool
+    from qwen_agent_kit_vision.sight import frames, pixels
 
-__all__ = ["Box", "Point", "draw", "parse_marks", "register_backends", "register_tools"]
+__all__ = ["Box", "Point", "draw", "frames", "parse_marks", "pixels", "register_backends", "register_tools"]
 
 QAK_API = 1
+
+
+def __getattr__(name: str) -> object:
+    """``frames`` and ``pixels``, which bring the decoder, on first use."""
+    if name in ("frames", "pixels"):
+        from qwen_agent_kit_vision import sight
+
+        return getattr(sight, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @hookimpl

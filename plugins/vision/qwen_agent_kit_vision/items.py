@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qwen_agent_kit.backends import MediaBudget, ModelFacts
+from qwen_agent_kit.backends import MediaBudget, ModelFacts, Run
 from qwen_agent_kit.errors import MediaError
 from qwen_agent_kit.media import MediaLimits, Workers, digest_of, kind_of_file, read_bytes
 from qwen_agent_kit.messages import Media
@@ -81,8 +81,10 @@ class Vision:
         self._processors: dict[str, tuple[Any, Any]] = {}
         self._lock = threading.Lock()
 
-    def widen(self, part: Media, facts: ModelFacts, budget: MediaBudget) -> tuple[int, str, Item]:
+    def widen(self, part: Media, facts: ModelFacts, budget: MediaBudget) -> tuple[int, str, Item] | list[Run]:
         """The number of ids, a digest of the content and of all that changes how it is seen, and the item.
+
+        Qwen3-VL reads a time before each step of a video: one run for each.
 
         Raises:
             MediaError: Where the source, the file or an option is refused.
@@ -92,6 +94,8 @@ class Vision:
         item = (self._video if part.kind == "video" else self._image)(part, data, facts, budget)
         told = json.dumps([part.kind, options, item.grid, item.interval], sort_keys=True, default=str)
         digest = hashlib.sha256(f"{digest_of(data)} {told}".encode()).hexdigest()
+        if part.kind == "video" and facts.model_type == "qwen3_vl":
+            return _steps(item, digest)
         return item.length, digest, item
 
     def pixels(self, part: Media) -> np.ndarray:
@@ -101,6 +105,37 @@ class Vision:
             MediaError: Where it is refused.
         """
         return self._decoded(part, read_bytes(part, limit=self.limits.size))
+
+    def probe(self, part: Media) -> dict[str, Any]:
+        """How many ``frames`` a video has, ``fps`` a second, of what ``width`` and ``height``.
+
+        Raises:
+            MediaError: Where it is refused.
+        """
+        return self._probed(read_bytes(part, limit=self.limits.size))
+
+    def frames(self, part: Media, chosen: list[int]) -> np.ndarray:
+        """uint8 [len(chosen), h, w, 3] of a video's frames by number, at full resolution.
+
+        Raises:
+            MediaError: Where it is refused.
+        """
+        return self._shown(read_bytes(part, limit=self.limits.size), chosen)
+
+    def _probed(self, data: bytes) -> dict[str, Any]:
+        if kind_of_file(data) not in ("video/mp4", "video/webm", "video/x-msvideo"):
+            raise MediaError(
+                f"the video is {kind_of_file(data) or 'of no known format'}; allowed: MP4, MOV, WebM, Matroska, AVI",
+                code="unsupported_format",
+            )
+        bounds = {"pixels": self.limits.pixels, "seconds": self.limits.seconds}
+        facts = self.workers.decode(data, "video", {"what": "probe", "most": 1_000_000, **bounds}).facts
+        return dict(facts)
+
+    def _shown(self, data: bytes, chosen: list[int]) -> np.ndarray:
+        limits = self.limits
+        options = {"pixels": limits.pixels, "seconds": limits.seconds, "total": limits.total_pixels}
+        return self.workers.decode(data, "video", {"what": "frames", "indices": chosen, **options}).arrays[0]
 
     def _image(self, part: Media, data: bytes, facts: ModelFacts, budget: MediaBudget) -> Item:
         import torch
@@ -141,23 +176,9 @@ class Vision:
     def _video(self, part: Media, data: bytes, facts: ModelFacts, budget: MediaBudget) -> Item:
         import torch
 
-        if facts.model_type == "qwen3_vl":
-            raise MediaError(
-                "video for Qwen3-VL is not supported yet: its prompt writes a time before each frame",
-                hint="send frames as images, or use Qwen2.5-VL",
-                code="unsupported_kind",
-            )
-        if kind_of_file(data) not in ("video/mp4", "video/webm", "video/x-msvideo"):
-            raise MediaError(
-                f"the video is {kind_of_file(data) or 'of no known format'}; allowed: MP4, MOV, WebM, Matroska, AVI",
-                code="unsupported_format",
-            )
-        limits = self.limits
-        bounds = {"pixels": limits.pixels, "seconds": limits.seconds}
-        facts_ = self.workers.decode(data, "video", {"what": "probe", "most": 1_000_000, **bounds}).facts
-        chosen, rate = _frames(part.options, facts_["frames"], facts_["fps"], limits.frames)
-        options = {"what": "frames", "indices": chosen, "total": limits.total_pixels, **bounds}
-        array = self.workers.decode(data, "video", options).arrays[0]
+        facts_ = self._probed(data)
+        chosen, rate = _frames(part.options, facts_["frames"], facts_["fps"], self.limits.frames)
+        array = self._shown(data, chosen)
         processor = self._processor(facts)[1]
         patch, merge, step = processor.patch_size, processor.merge_size, processor.temporal_patch_size
         tensor = torch.from_numpy(array.copy()).permute(0, 3, 1, 2)
@@ -173,7 +194,7 @@ class Vision:
         interval = 1.0
         if facts.model_type == "qwen2_5_vl":
             interval = facts.config.get("vision_config", {}).get("tokens_per_second", 4) * step / rate
-        times = tuple(chosen[i] / facts_["fps"] for i in range(0, len(chosen), step))
+        times = tuple(_middle(chosen[i : i + step]) / facts_["fps"] for i in range(0, len(chosen), step))
         return Item(seen.contiguous(), grid, merge, interval, (facts_["width"], facts_["height"]), times)
 
     def _processor(self, facts: ModelFacts) -> tuple[Any, Any]:
@@ -183,6 +204,23 @@ class Vision:
                 made = numbers.processors(facts.model_type, facts.preprocessor, facts.video)
                 self._processors[key] = made
             return self._processors[key]
+
+
+def _middle(frames: list[int]) -> float:
+    """Of a time step, which its last frame fills up: where transformers' processor writes its time."""
+    return (frames[0] + frames[-1]) / 2
+
+
+def _steps(item: Item, digest: str) -> list[Run]:
+    """A run for each time step of a video, its time before it."""
+    per = math.ceil(len(item.pixels) / item.grid[0])
+    runs = []
+    for number, time in enumerate(item.timestamps):
+        pixels = item.pixels[number * per : (number + 1) * per]
+        one = Item(pixels, (1, *item.grid[1:]), item.merge, size=item.size, timestamps=(time,))
+        before = (f"<{time:.1f} seconds>", "<|vision_start|>")
+        runs.append(Run(one.length, f"{digest}-{number}", one, before, ("<|vision_end|>",)))
+    return runs
 
 
 def _checked(part: Media) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from qwen_agent_kit import foreign
 from qwen_agent_kit.backends import Embeddings, MediaBudget, ModelFacts
 from qwen_agent_kit.errors import ModelError
 from qwen_agent_kit_vision import numbers
 
 if TYPE_CHECKING:
+    import torch
+
     from qwen_agent_kit_vision.items import Item
 
 __all__ = ["Tower", "footprint"]
@@ -59,6 +59,8 @@ class Tower:
         return values.to(self._device)
 
     def _one(self, item: Item) -> Embeddings:
+        import torch  # a plugin that is listed loads no engine
+
         grid = torch.tensor([item.grid], device=self._device)
         with torch.inference_mode():
             out = self._model(self.pixel_values(item), grid_thw=grid)

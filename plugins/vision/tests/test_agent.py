@@ -42,8 +42,11 @@ def test_what_a_tool_draws_is_seen_in_the_next_step(models: Any) -> None:
         engine = host.open(str(folder)).engine  # type: ignore[attr-defined]  # the local one
         assert [part.kind for part in result.messages[2].media] == ["image"]
         assert len(result.steps) == 2
-        assert result.steps[1].backend == "vision"
-        assert "image" in result.steps[1].reason
+        chosen = [(step.backend, step.reason) for step in result.steps]
+        assert chosen == [
+            ("vision", "the narrowest that covers text"),  # the only backend that drives this model
+            ("vision", "covers the conversation and is in use"),
+        ]
         assert engine.media_counters.encoded == 1
 
 

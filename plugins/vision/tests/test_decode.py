@@ -8,10 +8,13 @@ import io
 import os
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image as Pillow
 from qwen_agent_kit_vision.items import Vision
 
@@ -420,3 +423,56 @@ def test_f12_many_media_are_bounded_together() -> None:
 
     with pytest.raises(MediaError, match="200 media"):
         check_items([Message("user", tuple(Image(b"x") for _ in range(200)))])
+
+
+def test_f12_pixels_are_summed_by_headers_before_one_is_decoded(tmp_path: Path) -> None:
+    """Five pictures of 16,384 x 16,384 that hold no pixel at all: bytes, a path, every format whose header tells."""
+    from qwen_agent_kit import Message
+    from qwen_agent_kit.host.media import check_items
+    from qwen_agent_kit.media import image_size
+
+    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 16_384, 16_384)
+    (tmp_path / "large.png").write_bytes(head)
+    pictures = [Image(head), Image(tmp_path / "large.png")] * 2
+    with pytest.raises(MediaError, match="state 1073741824 pixels together") as caught:
+        check_items([Message("user", tuple(pictures))])
+    assert caught.value.code == "too_large"
+    check_items([Message("user", tuple(pictures[:3]))])
+    for form in ("PNG", "JPEG", "GIF", "BMP", "WEBP"):
+        for lossless in (False, True):
+            sink = io.BytesIO()
+            options = {"lossless": lossless} if form == "WEBP" else {}
+            Pillow.new("RGB", (301, 77), "red").save(sink, format=form, **options)
+            assert image_size(sink.getvalue()) == (301, 77), form
+
+
+@given(
+    st.sampled_from([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFF1234WEBPVP8X"]),
+    st.binary(max_size=60),
+)
+def test_f12_any_header_is_read_or_left(magic: bytes, rest: bytes) -> None:
+    """No bytes make it raise or run on."""
+    from qwen_agent_kit.media import image_size
+
+    size = image_size(magic + rest)
+    assert size is None or min(size) >= 0
+
+
+FOREIGN = {
+    "FITS": b"SIMPLE  =                    T",
+    "PSD": b"8BPS\0\1",
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0",
+    "TIFF": b"II*\0\x08\0\0\0",
+    "TIFF, other end first": b"MM\0*\0\0\0\x08",
+    "SVG": b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>",
+    "ICO": b"\0\0\1\0\1\0",
+    "PPM": b"P6\n1 1\n",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_f09_formats_outside_the_list_are_told_by_content(vision: Vision, name: str) -> None:
+    """However the file is called: refused before a decoder sees it."""
+    with pytest.raises(MediaError) as caught:
+        vision.widen(Image(FOREIGN[name] + b"\0" * 64), ModelFacts({"model_type": "qwen2_vl"}), MediaBudget())
+    assert caught.value.code == "unsupported_format"

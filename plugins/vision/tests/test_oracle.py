@@ -18,7 +18,7 @@ from qwen_agent_kit_vision.positions import positions
 from qwen_agent_kit_vision.tower import Tower
 
 from qwen_agent_kit import Image, Message, Text, Video, foreign
-from qwen_agent_kit.backends import ChatRequest, Finish, MediaBudget, ModelFacts, Sampling
+from qwen_agent_kit.backends import ChatRequest, Finish, Sampling
 from qwen_agent_kit.engine import Engine
 from qwen_agent_kit.host.local import LocalChatModel
 from qwen_agent_kit.host.media import media_of
@@ -176,32 +176,27 @@ def test_video_equals_transformers(models: Any, kind: str) -> None:
     """Frames by qwen_vl_utils' numbers, seen at the processor's size; output equals, with an image beside it."""
     folder, their_model = models[kind]
     data = clip()
-    message = Message("user", (Video(data, options={"fps": 2.0}), Text(" and "), Image(A)))
+    message = Message("user", (Image(A), Text(" and "), Video(data, options={"fps": 2.0}), Text(" which?")))
     media = media_of(folder, register_backends())
     assert media is not None
     item = media.widen(Video(data, options={"fps": 2.0}))[2]
     assert item.grid[0] == 3
-    assert item.timestamps == pytest.approx((0.0, 1.0, 2.25), abs=0.5)
+    assert item.timestamps == pytest.approx((0.25, 1.375, 2.5), abs=0.2)
     with opened(folder) as model:
         rendered = model.renderer.render((message,))
         made = ours(model, message)
         again = ours(model, message)
     assert made.ids == again.ids
     video = Tower(media.facts, _tensors(folder), "cpu").pixel_values(item)
+    inputs = {"pixel_values_videos": video, "video_grid_thw": torch.tensor([item.grid]), **processed(folder, [A])}
+    if kind == "qwen2_5_vl":
+        inputs["second_per_grid_ts"] = torch.tensor([item.interval / 2])  # its tokens_per_second is 2
+    assert list(made.ids or ()) == theirs(their_model, rendered.ids, **inputs)
     ids = torch.tensor([rendered.ids])
-    spots = torch.from_numpy(positions(rendered.ids, rendered.media)[0])[:, None]
-    image = processed(folder, [A])
-    with torch.no_grad():
-        logits = their_model(
-            input_ids=ids,
-            position_ids=spots,
-            mm_token_type_ids=(ids == IMAGE_PAD).int() + 2 * (ids == VIDEO_PAD).int(),
-            pixel_values_videos=video,
-            video_grid_thw=torch.tensor([item.grid]),
-            **image,
-        ).logits
-    assert made.ids is not None
-    assert made.ids[0] == int(logits[0, -1].argmax())
+    grids = {name: value for name, value in inputs.items() if not name.startswith("pixel")}
+    types = (ids == IMAGE_PAD).int() + 2 * (ids == VIDEO_PAD).int()
+    spots = their_model.model.get_rope_index(ids, types, **grids)[0][:, 0]
+    assert positions(rendered.ids, rendered.media)[0].tolist() == spots.tolist()
 
 
 def test_video_pixels_equal_the_video_processor(models: Any) -> None:
@@ -265,10 +260,47 @@ def test_many_requests_at_once_equal_one_by_one(models: Any) -> None:
         assert list(pool.map(lambda m: ours(model, m).ids, messages)) == alone
 
 
-def test_widening_needs_a_model_that_sees() -> None:
-    """Qwen3-VL's video is refused with the reason."""
-    from qwen_agent_kit.errors import MediaError
+def test_video_of_qwen3_vl_equals_transformers(models: Any) -> None:
+    """A time before each step, an image beside it: ids are the processor's, and greedy output is the model's."""
+    folder, their_model = models["qwen3_vl"]
+    data, options = clip(frames=11, size=(96, 64)), {"nframes": 10}
+    message = Message("user", (Text("what "), Video(data, options=options), Text(" and "), Image(A), Text("?")))
+    media = media_of(folder, register_backends())
+    assert media is not None
+    runs = media.widen(Video(data, options=options))
+    assert isinstance(runs, list)
+    assert len({run.digest for run in runs}) == len(runs) == 5
+    transformers = foreign.transformers()
+    images, videos = Vision()._processor(media.facts)
+    processor = transformers.Qwen3VLProcessor(images, transformers.AutoTokenizer.from_pretrained(folder), videos)
+    chosen = np.linspace(0, 10, 10).round().astype(int)
+    frames = np.stack([f.to_ndarray(format="rgb24") for f in av.open(io.BytesIO(data)).decode(video=0)])[chosen]
+    text = "<|im_start|>user\nwhat <|vision_start|><|video_pad|><|vision_end|> and <|vision_start|><|image_pad|>"
+    given = processor(
+        text=[f"{text}<|vision_end|>?<|im_end|>\n<|im_start|>assistant\n"],
+        images=[A],
+        videos=[torch.from_numpy(frames).permute(0, 3, 1, 2)],
+        video_metadata=[{"fps": 4.0, "total_num_frames": 11, "frames_indices": chosen.tolist()}],
+        do_sample_frames=False,
+        cap_pixels_per_frame=True,
+        return_tensors="pt",
+    )
+    with opened(folder) as model:
+        rendered = model.renderer.render((message,))
+        assert rendered.ids == given["input_ids"][0].tolist()
+        whole, again = ours(model, message), ours(model, message)
+    with opened(folder, 7) as model:
+        cut = ours(model, message)
+    assert positions(rendered.ids, rendered.media)[0].tolist() == _their_positions(their_model, given)
+    values = torch.cat([Tower(media.facts, _tensors(folder), "cpu").pixel_values(run.item) for run in runs])
+    assert torch.equal(values, given["pixel_values_videos"])
+    inputs = {k: v for k, v in given.items() if k not in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    assert list(whole.ids or ()) == theirs(their_model, rendered.ids, **inputs)
+    assert whole.ids == again.ids == cut.ids
 
-    facts = ModelFacts({"model_type": "qwen3_vl"})
-    with pytest.raises(MediaError, match="not supported yet"):
-        Vision().widen(Video(clip()), facts, MediaBudget())
+
+def _their_positions(their_model: Any, given: Any) -> Any:
+    grids = {name: given[name] for name in ("image_grid_thw", "video_grid_thw")}
+    ids = given["input_ids"]
+    types = (ids == IMAGE_PAD).int() + 2 * (ids == VIDEO_PAD).int()
+    return their_model.model.get_rope_index(ids, types, **grids)[0][:, 0].tolist()
