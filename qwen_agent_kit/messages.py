@@ -199,6 +199,23 @@ Part = Text | Reasoning | Media | ToolCall | ToolResult
 """What a message holds. Open on the side of media: a plugin's part subclasses ``Media``."""
 
 
+_HOLDS: Mapping[str, Any] = {
+    "system": Text | Media,
+    "user": Text | Media,
+    "assistant": Text | Reasoning | Media | ToolCall,
+    "tool": ToolResult,
+}
+_ASKED = (
+    'text and media only; calls and reasoning belong in Message("assistant", ...), a result in Message("tool", ...)'
+)
+_HOME: Mapping[str, str] = {
+    "system": _ASKED,
+    "user": _ASKED,
+    "assistant": 'a result belongs in a message of its own, Message("tool", ToolResult(...))',
+    "tool": 'one ToolResult, as in Message("tool", ToolResult((Text("3"),), call_id))',
+}
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLog:
     """The ids that an assistant message was sampled as, and the fingerprint of the tokenizer they belong to."""
@@ -216,11 +233,12 @@ class Message:
 
     Args:
         role: ``system``, ``user``, ``assistant`` or ``tool``.
-        parts: A string counts as one ``Text``. A ``tool`` message holds one ``ToolResult``.
+        parts: A string counts as one ``Text``. A ``tool`` message holds one ``ToolResult``, an ``assistant`` message
+            text, reasoning, media and calls, the others text and media.
         log: For an assistant message that an engine of ours sampled, its ids.
 
     Raises:
-        UsageError: For an unknown role or a part that is none.
+        UsageError: For an unknown role, and a part that is none or that the role cannot hold.
     """
 
     role: Role
@@ -239,6 +257,11 @@ class Message:
         for part in parts:
             if not isinstance(part, Text | Reasoning | Media | ToolCall | ToolResult):
                 raise UsageError(f"a message part is {part!r}; allowed: str, Text, Image, Audio, Video, ToolResult")
+            if not isinstance(part, _HOLDS[self.role]):
+                article = "an" if self.role == "assistant" else "a"
+                raise UsageError(f"{article} {self.role} message holds a {type(part).__name__}", hint=_HOME[self.role])
+        if self.role == "tool" and len(parts) != 1:
+            raise UsageError(f"a tool message holds {len(parts)} parts; allowed: one", hint=_HOME["tool"])
         object.__setattr__(self, "parts", parts)
 
     @property

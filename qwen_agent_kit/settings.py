@@ -6,9 +6,11 @@
     quant = "int8"           # auto, fp32, bf16, int8, int4      QAK_QUANT
     context = 4096           # positions per conversation        QAK_CONTEXT
     prefixes = "off"         # on, off: prompts on disk          QAK_PREFIXES
+    disk = "on"              # on, off: layers on disk           QAK_DISK
     hub_token = "..."        # for gated repositories            HF_TOKEN
 
-A file that says something else is refused with the key and its line; a secret is never shown.
+A file that says something else is refused with the key and its line, unless the variable says it better; a secret is
+never shown.
 """
 
 from __future__ import annotations
@@ -27,15 +29,24 @@ from qwen_agent_kit.paths import data_dir
 __all__ = ["Settings", "config_path", "load_settings"]
 
 _MOST = 2**16
+_ALLOWED = {"quant": ("auto", "fp32", "bf16", "int8", "int4"), "prefixes": ("on", "off"), "disk": ("on", "off")}
 _SECRET = frozenset({"hub_token"})
 _ENVIRONMENT = {
     "model": "QAK_MODEL",
     "quant": "QAK_QUANT",
     "context": "QAK_CONTEXT",
     "prefixes": "QAK_PREFIXES",
+    "disk": "QAK_DISK",
     "hub_token": "HF_TOKEN",
 }
-_TYPES: dict[str, type] = {"model": str, "quant": str, "context": int, "prefixes": str, "hub_token": str}
+_TYPES: dict[str, type] = {
+    "model": str,
+    "quant": str,
+    "context": int,
+    "prefixes": str,
+    "disk": str,
+    "hub_token": str,
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ class Settings:
     quant: str | None = None
     context: int | None = None
     prefixes: str | None = None
+    disk: str | None = None
     hub_token: str | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,26 +75,34 @@ def load_settings(path: Path | None = None, environment: Mapping[str, str] = os.
     """Read the file, then the environment, which wins.
 
     Raises:
-        UsageError: For a file that is no TOML, an unknown key or a wrong type, with the line; for a variable that holds
-            no such value, with its name.
+        UsageError: For a file that is no TOML, an unknown key or a value that is not allowed, with the line; for a
+            variable that holds no such value, with its name.
     """
     path = path or config_path()
-    values = _from_file(path) if path.is_file() else {}
-    for name, variable in _ENVIRONMENT.items():
-        if text := environment.get(variable):
-            values[name] = _number(variable, text) if _TYPES[name] is int else text
-    return Settings(**values)
+    said = {name: text for name, variable in _ENVIRONMENT.items() if (text := environment.get(variable))}
+    values = _from_file(path, said) if path.is_file() else {}
+    return Settings(**{**values, **{name: _from_variable(name, text) for name, text in said.items()}})
 
 
-def _number(variable: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < len(text) < 10):
+def _from_variable(name: str, text: str) -> Any:
+    if _TYPES[name] is not int:
+        fine = name not in _ALLOWED or text in _ALLOWED[name]
+    else:
+        fine = text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0
+    if not fine:
         raise UsageError(
-            f"`{variable}` in the environment is {text[:40]!r}; allowed: a whole number", code="invalid_config"
+            f"`{_ENVIRONMENT[name]}` in the environment is {text[:40]!r}; allowed: {_kind(name)}", code="invalid_config"
         )
-    return int(text)
+    return int(text) if _TYPES[name] is int else text
 
 
-def _from_file(path: Path) -> dict[str, Any]:
+def _kind(name: str) -> str:
+    if name in _ALLOWED:
+        return ", ".join(_ALLOWED[name])
+    return "a whole number from 1" if _TYPES[name] is int else "a string"
+
+
+def _from_file(path: Path, said: Mapping[str, str]) -> dict[str, Any]:
     try:
         data = path.read_bytes()
         text = data.decode("utf-8")
@@ -98,19 +118,22 @@ def _from_file(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"`{path.name}` is not TOML: {_place(error, text)}", code="invalid_config") from None
     for key, value in values.items():
-        _check(key, value, f"`{path.name}`, line {_line(text, key)}")
+        if key not in said:
+            _check(key, value, f"`{path.name}`, line {_line(text, key)}", path)
     return values
 
 
-def _check(key: str, value: Any, where: str) -> None:
+def _check(key: str, value: Any, where: str, path: Path) -> None:
     if key not in _TYPES:
         raise UsageError(
             f"{where}: the key {key[:40]!r} is unknown; allowed: {', '.join(sorted(_TYPES))}", code="invalid_config"
         )
-    if not isinstance(value, _TYPES[key]) or isinstance(value, bool) or value in ("", 0):
+    fine = isinstance(value, _TYPES[key]) and not isinstance(value, bool) and value != ""
+    fine = fine and (value > 0 if isinstance(value, int) else key not in _ALLOWED or value in _ALLOWED[key])
+    if not fine:
         shown = "***" if key in _SECRET else repr(value)[:40]
-        kind = "a whole number from 1" if _TYPES[key] is int else "a string"
-        raise UsageError(f"{where}: `{key}` is {shown}; allowed: {kind}", code="invalid_config")
+        hint = f"mend it in {path}, or set {_ENVIRONMENT[key]}, which goes over the file"
+        raise UsageError(f"{where}: `{key}` is {shown}; allowed: {_kind(key)}", hint=hint, code="invalid_config")
 
 
 def _place(error: Exception, text: str) -> str:

@@ -71,6 +71,19 @@ def test_importing_and_constructing_loads_little():
     assert sum(name.startswith("qwen_agent_kit") for name in loaded) <= 50
 
 
+def test_listing_what_plugins_offer_loads_no_torch():
+    """Every run asks the shipped plugins for backends, models, engines and tools: that costs no engine's start."""
+    code = (
+        "import sys\nfrom qwen_agent_kit.host import Host\nhost = Host()\n"
+        "print([b.name for b in host.backends], len(host.entries), len(host.engines), len(host.tools()), host.hooks)\n"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    offered, loaded = _fresh(code).splitlines()
+    assert "'vision'" in offered
+    assert "'audio'" in offered
+    assert loaded == "[]"
+
+
 def test_no_module_loads_torch_at_the_top_but_engine_and_models():
     """Importing any other module leaves torch and transformers out."""
     names = [

@@ -263,11 +263,16 @@ class Agent:
         return self.host or default_host()
 
     def _offered(self, name: str) -> Tool:
-        offered = self._host().tools()
+        host = self._host()
+        offered = host.tools()
         if name not in offered:
+            broken = [f"{row.distribution} ({row.error})" for row in host.rows() if "tools" in row.kinds and not row.ok]
+            also = f"; of these plugins it is not known: {', '.join(broken)}" if broken else ""
             raise UsageError(
-                f"no installed plugin offers the tool {name!r}; offered: {', '.join(sorted(offered)) or 'none'}",
-                hint="pass the function itself, or install the plugin",
+                f"no installed plugin offers the tool {name!r}; offered: {', '.join(sorted(offered)) or 'none'}{also}",
+                hint="`qak plugins` says how to mend them"
+                if broken
+                else "pass the function itself, or install the plugin",
             )
         tool: Tool = offered[name]
         return tool

@@ -57,7 +57,7 @@ class Asking:
         """
         setup = self._setup
         history = tuple(messages)
-        self.choice = setup.hooks.choose_backend(history, setup.backends, self.choice.backend or None, kinds)
+        self.choice = setup.choose(history, self.choice.backend or None, kinds)
         chosen = (self.choice.backend, kinds)
         new = self._model is None or chosen != self._chosen
         if new:
@@ -83,8 +83,10 @@ class Asking:
 
     @property
     def accepted(self) -> frozenset[str] | None:
-        """The kinds that the run's only model takes; None where another could be chosen."""
-        return self._model.caps.kinds if self._model is not None and len(self._setup.candidates) == 1 else None
+        """The kinds that the run's models take; None where that shows only when one is opened."""
+        if self._model is None or self._chosen is None:
+            return None
+        return self._setup.accepts_later(self._model, self._chosen[1])
 
     def _tools(self, first: bool) -> tuple[tuple[Any, ...], str]:
         setup = self._setup

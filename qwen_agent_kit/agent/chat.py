@@ -190,7 +190,10 @@ class Chat:
         if self._open is None:
             if decisions:
                 raise UsageError("no call waits for approval", code="nothing_pending")
-            if not self._messages or self._messages[-1].role not in ("tool", "user"):
+            if not self._messages:
+                named = "the conversation" if self.session is None else f"session {self.session!r}"
+                raise UsageError(f"there is nothing to resume: {named} is empty", hint="chat.run(...) begins it")
+            if self._messages[-1].role not in ("tool", "user"):
                 raise UsageError("there is nothing to resume: the last turn is complete")
             return self._starter(None, None, wanted)
         decided = dict(decisions or {})

@@ -71,7 +71,12 @@ class Hooks:
             self.manager.hook.on_step(step=step)
 
     def choose_backend(
-        self, messages: Sequence[Message], backends: Sequence[Backend], current: str | None, kinds: frozenset[str]
+        self,
+        messages: Sequence[Message],
+        backends: Sequence[Backend],
+        current: str | None,
+        kinds: frozenset[str],
+        resident: frozenset[str] = frozenset(),
     ) -> Choice:
         """The backend for the next step: a plugin's choice, else the narrowest that covers ``kinds``.
 
@@ -81,9 +86,9 @@ class Hooks:
         if self._choose:
             choice = self.manager.hook.choose_backend(messages=messages, backends=backends, current=current)
         if choice is None:
-            return narrowest(backends, current, kinds)
+            return narrowest(backends, current, kinds, resident)
         if choice.backend not in {backend.name for backend in backends}:
-            own = narrowest(backends, current, kinds)
+            own = narrowest(backends, current, kinds, resident)
             return Choice(own.backend, f"{own.reason} (a plugin chose {choice.backend!r}, which is not installed)")
         return Choice(choice.backend, choice.reason)
 
@@ -102,13 +107,24 @@ class Hooks:
         return result
 
 
-def narrowest(backends: Sequence[Backend], current: str | None, kinds: frozenset[str]) -> Choice:
-    """The current backend where it covers ``kinds``, else the one that covers least besides."""
+def narrowest(
+    backends: Sequence[Backend], current: str | None, kinds: frozenset[str], resident: frozenset[str] = frozenset()
+) -> Choice:
+    """The current backend where it covers ``kinds`` (its cache holds the conversation), else the narrowest one.
+
+    Args:
+        backends: Those that can drive an eligible model.
+        current: Of the last step.
+        kinds: What the conversation holds.
+        resident: Names of those whose model is open; of two equally narrow ones such a one is taken.
+    """
     covering = [backend for backend in backends if kinds <= backend.accepts]
     if not covering:
         return Choice("", f"no installed backend covers {', '.join(sorted(kinds))}")
     for backend in covering:
         if backend.name == current:
             return Choice(current, "covers the conversation and is in use")
-    chosen = min(covering, key=lambda backend: (len(backend.accepts), backend.name))
-    return Choice(chosen.name, f"the narrowest that covers {', '.join(sorted(kinds))}")
+    least = min(len(backend.accepts) for backend in covering)
+    narrow = sorted((b.name not in resident, b.name) for b in covering if len(b.accepts) == least)
+    why = f"the narrowest that covers {', '.join(sorted(kinds))}"
+    return Choice(narrow[0][1], why if len(narrow) == 1 or narrow[0][0] else f"{why}, and its model is open")

@@ -58,6 +58,25 @@ class Setup:
         """The part types that backends bring."""
         return tuple(part for backend in self.backends for part in backend.parts)
 
+    @functools.cached_property
+    def eligible(self) -> tuple[Backend, ...]:
+        """The backends that can drive the candidates, as far as that is known before one is opened."""
+        from qwen_agent_kit.host.routing import drivers
+
+        return drivers(self.host, self.backends, self.candidates)
+
+    def accepts_later(self, model: ChatModel, kinds: frozenset[str]) -> frozenset[str] | None:
+        """The kinds that a conversation of ``kinds`` with ``model`` may come to hold; None where any can be tried."""
+        from qwen_agent_kit.host.routing import default_kinds
+
+        if len(self.candidates) > 1:
+            return None
+        return model.caps.kinds | (default_kinds(self.host, kinds) if self.candidates[0] is None else frozenset())
+
+    def choose(self, messages: Sequence[Message], current: str | None, kinds: frozenset[str]) -> Choice:
+        """The backend for the next step, and why."""
+        return self.hooks.choose_backend(messages, self.eligible, current, kinds, self.host.resident)
+
     def model_for(self, choice: Choice, kinds: frozenset[str]) -> ChatModel:
         """The model for a step: the only one, or the first that covers the chosen backend, or at least ``kinds``.
 
@@ -101,7 +120,7 @@ class Setup:
         """
         message = Message("user", tuple(parts))
         needed = kinds_of(message) | (kinds or frozenset())
-        backend = self.hooks.choose_backend((message,), self.backends, None, needed)
+        backend = self.choose((message,), None, needed)
         request = ChatRequest((message,), sampling=self.sampling, thinking=self.thinking, deadline=deadline)
         stream = self.model_for(backend, needed).stream(request)
         text: list[str] = []

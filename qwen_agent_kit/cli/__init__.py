@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UsageError as error:
         code = _tell(f"error: {error}", 2)
     except QakError as error:
-        code = _tell(f"error: {error}")
+        code = _tell(f"error: {error}", 2 if error.code == "model_not_found" else 1)  # a path that is not there
     except OSError as error:
         code = _system(error)
     except Exception as error:  # noqa: BLE001  # a fault of ours or of a plugin: named by place, its text may be private

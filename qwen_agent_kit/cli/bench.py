@@ -77,7 +77,14 @@ _BENCHES: dict[str, tuple[str, str, tuple[Callable[..., Any], ...]]] = {
     "pipeline": (
         "qwen_agent_kit.bench.pipeline:measure",
         "A pipeline, batched against one item at a time.",
-        (_ITEMS, _TOKENS, _CONCURRENCY, _REPEATS, _MODEL),
+        (
+            _ITEMS,
+            _TOKENS,
+            _CONCURRENCY,
+            _REPEATS,
+            _MODEL,
+            click.option("--images", is_flag=True, help="Pictures in place of texts."),
+        ),
     ),
     "start": ("qwen_agent_kit.bench.start:measure", "How soon importing, --help and a cold run are there.", (_TIMES,)),
 }
@@ -85,7 +92,11 @@ _BENCHES: dict[str, tuple[str, str, tuple[Callable[..., Any], ...]]] = {
 
 _SIDES = (
     click.option(
-        "--model", default="smollm2", show_default=True, metavar="MODEL", help="A GGUF file or a catalog name."
+        "--model",
+        default="smollm2",
+        show_default=True,
+        metavar="MODEL",
+        help="A GGUF file, a catalog name, or a shape with random weights: qwen2.5-0.5b, qwen2.5-1.5b.",
     ),
     click.option(
         "--quant", type=click.Choice(["int8", "int4", "bf16", "fp32"]), default="int8", show_default=True, help="Ours."
@@ -96,18 +107,73 @@ _SIDES = (
     ),
     click.option("--plot", metavar="FILE.png", help="Draw the figures, too; needs matplotlib."),
 )
+_THREADS = click.option(
+    "--threads", type=click.IntRange(0, 256), default=0, metavar="N", help="Of every side; one per core where 0."
+)
 _LOOP = click.option(
     "--steps", type=click.IntRange(1, 32), default=8, show_default=True, metavar="N", help="Of the loop."
 )
 _EACH = click.option(
     "--tokens", type=click.IntRange(2, 1024), default=64, show_default=True, metavar="N", help="Generated per stream."
 )
+_LONG = click.option(
+    "--tokens", type=click.IntRange(200), default=1500, show_default=True, metavar="N", help="Of the system prompt."
+)
+_PAIRS = click.option(
+    "--pairs", type=click.IntRange(1), default=7, show_default=True, metavar="N", help="Runs of each kind."
+)
+_CONTEXT = click.option(
+    "--context",
+    type=click.IntRange(1, 7000),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Tokens that come before.",
+)
+_PROMPTS = click.option("--tokens", default="512,2048", show_default=True, metavar="N,N", help="The prompts' lengths.")
+_CLOCK = click.option(
+    "--clock",
+    type=click.Choice(["wall", "cpu"]),
+    default="wall",
+    show_default=True,
+    help="Seconds that pass, or of processor time, which a busy machine hardly changes.",
+)
 _BENCHES |= {
-    "agent": ("qwen_agent_kit.bench.streams:agent", "A tool loop, beside other engines.", (*_SIDES, _LOOP)),
+    "prefix": (
+        "qwen_agent_kit.bench.prefix:measure",
+        "A second run with the same long system prompt, in a new process.",
+        (_MODEL, _PAIRS, _LONG),
+    ),
+    "decode": (
+        "qwen_agent_kit.bench.speed:decode",
+        "Tokens per second of one stream, beside other engines.",
+        (*_SIDES, _EACH, _CONTEXT, _THREADS, _CLOCK),
+    ),
+    "prefill": (
+        "qwen_agent_kit.bench.speed:prefill",
+        "Prompt tokens per second, beside other engines.",
+        (*_SIDES, _PROMPTS, _THREADS, _CLOCK),
+    ),
+    "load": (
+        "qwen_agent_kit.bench.speed:load",
+        "From a process's start to its first token, and its peak memory.",
+        _SIDES,
+    ),
+    "kernels": (
+        "qwen_agent_kit.bench.kernels:kernels",
+        "Every kernel of this machine on a model's shapes: checked, timed, and the best.",
+        _SIDES[:1],
+    ),
+    "quality": (
+        "qwen_agent_kit.bench.quality:quality",
+        "KL and perplexity beside bfloat16, on a text of prose, code and JSON.",
+        _SIDES[:3],
+    ),
+    "agent": ("qwen_agent_kit.bench.streams:agent", "A tool loop, beside other engines.", (*_SIDES, _LOOP, _THREADS)),
     "batch": (
         "qwen_agent_kit.bench.streams:batch",
         "1 to 16 streams together, beside other engines.",
-        (*_SIDES, _EACH),
+        (*_SIDES, _EACH, _THREADS),
     ),
 }
 

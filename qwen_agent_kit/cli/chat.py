@@ -43,7 +43,7 @@ def chat_command(**options: Any) -> int:
     pause = _Pause()
     with open_agent(options, ask=pause.ask) as agent:
         assert agent.host is not None, "the command line gives its own"
-        with talk_only():
+        with talk_only(descriptor=False):
             agent.host.target(options["model"])  # a name that means nothing is told now, not after the first message
         return _Terminal(console, agent, options["session"], pause).loop()
 
@@ -173,7 +173,7 @@ class _Terminal:
             stack.callback(view.close)
             self._pause.keys.hush()
             here = stack.enter_context(waiting("..."))
-            stack.enter_context(talk_only())
+            stack.enter_context(talk_only(descriptor=False))  # the console draws on sys.stdout
             stream = stack.enter_context(contextlib.closing(begin(what)))
 
             def put_away() -> None:

@@ -81,11 +81,50 @@ def fault(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def talk_only() -> Iterator[IO[str]]:
-    """Send what tools and plugins print to stderr; gives the true stdout, which is for data."""
-    out = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):
+def talk_only(*, descriptor: bool = True) -> Iterator[IO[str]]:
+    """Send what tools and plugins print to stderr; gives the true stdout, which is for data.
+
+    Args:
+        descriptor: Whether file descriptor 1 is turned as well, so that what C code and child processes write is talk,
+            too. Without it ``sys.stdout`` as it was before goes on to work inside the block.
+    """
+    with contextlib.ExitStack() as stack:
+        turn = descriptor and _is(sys.stdout, 1)
+        out = stack.enter_context(_data_apart(sys.stdout)) if turn else sys.stdout
+        stack.enter_context(contextlib.redirect_stdout(_talk()))
         yield out
+
+
+@contextlib.contextmanager
+def _data_apart(stdout: Any) -> Iterator[IO[str]]:
+    """A descriptor of its own for data, while descriptor 1 is stderr, or nothing where that is closed."""
+    stdout.flush()
+    data = os.fdopen(os.dup(1), "w", encoding=stdout.encoding, errors=stdout.errors)
+    data.reconfigure(line_buffering=stdout.line_buffering)
+    talk = os.dup(2) if _is(sys.stderr, 2) else os.open(os.devnull, os.O_WRONLY)
+    os.dup2(talk, 1)
+    os.close(talk)
+    try:
+        yield data
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os.dup2(data.fileno(), 1)
+        data.close()
+
+
+def _talk() -> Any:
+    """Where prints go: a stream of its own on stderr, so that whoever closes it does not close ours."""
+    if not _is(sys.stderr, 2):
+        return sys.stderr
+    return os.fdopen(2, "w", buffering=1, encoding=sys.stderr.encoding, errors="replace", closefd=False)
+
+
+def _is(stream: Any, descriptor: int) -> bool:
+    try:
+        return stream is not None and not stream.closed and stream.fileno() == descriptor
+    except (OSError, ValueError):
+        return False  # a test or a notebook put something else there
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def pipeline_command(source: str, as_json: bool, **options: Any) -> int:
     """  # noqa: D301  # click reads the control character itself: it keeps the lines that follow as they are
     prompt = _prompt(options["prompt"], options["prompt_file"])
     output = read_schema(options["output_schema"])
-    with talk_only() as out, open_agent(options, output=output) as agent, _progress() as (shown, measure):
+    with talk_only(), open_agent(options, output=output) as agent, _progress() as (shown, measure):
         made, rows = _pipeline(source, agent, prompt, options, shown)
         measure(rows)
         try:
@@ -73,7 +73,7 @@ def pipeline_command(source: str, as_json: bool, **options: Any) -> int:
         except KeyboardInterrupt:
             report = made.report
     if as_json:
-        print_json(report.to_dict(), out)
+        print_json(report.to_dict())
     _talk(report)
     return 0 if not report.failed and report.stopped in (None, "limit") else 1
 

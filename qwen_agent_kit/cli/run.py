@@ -56,7 +56,8 @@ def run_command(prompt: str | None, quiet: bool, as_json: bool, **options: Any) 
       qak run --session NAME --tool ... --approve CALL_ID
       qak run --session NAME --tool ... --refuse CALL_ID="not this file"
 
-    Exit codes: 0 answered, 1 failed or stopped, 2 asked wrongly.
+    Exit codes: 0 answered, 1 failed or stopped, 2 asked wrongly. A text that --max-tokens cut off is an answer, and
+    stderr says so; with --output-schema it is none: half of a JSON value is not printed, and the exit code is 1.
     """  # noqa: D301  # click reads the control character itself: it keeps the lines that follow as they are
     resumed = bool(options["resume"] or options["approve"] or options["refuse"])
     media = media_parts(options["images"], options["audio"], options["video"])
@@ -77,6 +78,9 @@ def run_command(prompt: str | None, quiet: bool, as_json: bool, **options: Any) 
             print_json(as_dict(result), out)
         else:
             printer.end(result, options["session"])
+    if output is not None and result.stop_reason == "length":
+        note("error: no JSON that fits --output-schema came: the answer was cut off\nhint: a larger --max-tokens")
+        return 1
     return 0 if result.stop_reason in ("done", "length") else 1
 
 
@@ -87,13 +91,24 @@ def _events(
     if text is not None:
         return (chat or agent).stream(text, parts=media)
     assert chat is not None, "only a conversation is resumed"
+    if not chat.messages:
+        hint = "`qak sessions` lists them"
+        raise UsageError(f"there is no session {chat.session!r}", hint=hint, code="session_not_found")
     return chat.stream_resume(decisions(chat.pending, options, ask=person_there()) or None)
 
 
 def _agent(options: dict[str, Any], output: Any, here: Callable[[], None]) -> AbstractContextManager[Agent]:
+    left = False  # after Ctrl-C nothing more is asked: the run waits, to be resumed
+
     def ask(call: ToolCall) -> bool | str | None:
+        nonlocal left
         here()
-        return ask_person(call)
+        try:
+            return None if left else ask_person(call)
+        except KeyboardInterrupt:
+            left = True
+            note("")
+            return None
 
     return open_agent(options, output=output, ask=ask if person_there() else None)
 
@@ -212,7 +227,8 @@ class _Printer:
                 note(f"waits for approval: {call.id}: {call_line(call)}")
             note(_how_to_approve(result, session))
         elif result.stop_reason != "done":
-            note(f"stopped: {result.stop_reason}")
+            cut = "; the answer was cut off, --max-tokens N allows more" if result.stop_reason == "length" else ""
+            note(f"stopped: {result.stop_reason}{cut if self._stream else ''}")
         if self._talk:
             note(usage_line(result))
 

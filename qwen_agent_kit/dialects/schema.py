@@ -56,7 +56,7 @@ SINGLE = (
 )
 _SAME_INSTANCE = ("allOf", "anyOf", "oneOf")
 _METASCHEMA = re.compile(r"https?://json-schema\.org/")  # the compiler carries these
-_IGNORED = ("$dynamicRef", "$recursiveRef", "extends", "disallow")
+_IGNORED = ("$dynamicRef", "$recursiveRef", "extends", "disallow", "divisibleBy")  # compiled as if they said nothing
 
 
 def escape(key: str) -> str:

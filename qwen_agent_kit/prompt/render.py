@@ -18,7 +18,7 @@ from qwen_agent_kit.messages import Media, Message
 from qwen_agent_kit.prompt.form import Form, Former, plain
 from qwen_agent_kit.prompt.template import ChatTemplate, Marks
 from qwen_agent_kit.prompt.tokens import PlainTokenizer
-from qwen_agent_kit.prompt.trail import Script, Trails, Widen, Writer
+from qwen_agent_kit.prompt.trail import PLACEHOLDERS, Script, Trails, Widen, Writer
 from qwen_agent_kit.prompt.turns import Turns, probe
 
 __all__ = ["PromptRenderer", "Rendered", "Widen"]
@@ -57,6 +57,7 @@ class PromptRenderer:
         dialect: How calls are written where the template has no tools, and which tags open and close reasoning.
         special: ``bos_token`` and the like, visible to the template.
         widen: Turns a media part into ``(length, digest, item)``; without it, media are refused.
+        placeholders: Control tokens that stand for media in the template, besides the known ones.
 
     Attributes:
         control: The text of each control token and its id.
@@ -76,12 +77,14 @@ class PromptRenderer:
         dialect: Dialect,
         special: Mapping[str, Any] | None = None,
         widen: Widen | None = None,
+        placeholders: frozenset[str] = frozenset(),
     ) -> None:
         self._tokens = PlainTokenizer(tokenizer_json)
         self.control: Mapping[str, int] = self._tokens.control
         self.fingerprint: str = self._tokens.fingerprint
         self._source, self._special = template, dict(special or {})
         self._dialect, self._widen = dialect, widen
+        self._placeholders = PLACEHOLDERS | placeholders
         self._state = self._fresh()
         self.native_tools = self._state.turns.native_tools
 
@@ -97,8 +100,13 @@ class PromptRenderer:
 
         former = Former(self._dialect, native=turns.native_tools, put=marks.put, check=check)
         think = (self._dialect.think_open, self._dialect.think_close)
-        writer = Writer(self._tokens, marks, turns, think, self._widen)
+        writer = Writer(self._tokens, marks, turns, think, self._widen, self._placeholders)
         return _State(marks, template, turns, check, former, writer, Trails())
+
+    def least(self, message: Message) -> int:
+        """A lower bound on the ids that the text of a message becomes, without the cost of encoding it."""
+        result = message.tool_result
+        return self._tokens.least((message.text if result is None else result.text).strip())
 
     def render(
         self,

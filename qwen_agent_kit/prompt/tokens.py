@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Any
 
@@ -43,6 +44,22 @@ class PlainTokenizer:
         if full.pre_tokenizer is not None:
             plain.pre_tokenizer = full.pre_tokenizer
         self._plain = plain
+
+    def least(self, text: str) -> int:
+        """No fewer ids than this come out of the text, told without encoding it; 0 where that cannot be known."""
+        normalizer = type(self._plain.normalizer).__name__
+        if self._longest == 0 or normalizer not in ("NoneType", "NFC"):
+            return 0
+        shrinks = 1 if normalizer == "NoneType" or text.isascii() else 4  # NFC makes one character of at most four
+        return len(text) // (self._longest * shrinks)
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        """The most characters that one id stands for; 0 where an unknown word of any length may be one."""
+        model = self._plain.model
+        if type(model).__name__ != "BPE" or model.unk_token is not None:
+            return 0
+        return max(map(len, self._plain.get_vocab(with_added_tokens=False)), default=0)
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text, taken whole; none of them is a control token.

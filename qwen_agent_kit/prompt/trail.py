@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_agent_kit.backends import MediaSpan
+from qwen_agent_kit.backends import MediaSpan, Run
 from qwen_agent_kit.errors import PromptError
 from qwen_agent_kit.messages import Media, Message, TokenLog
 from qwen_agent_kit.prompt.template import Marks
@@ -16,8 +16,8 @@ from qwen_agent_kit.prompt.turns import Splice, Tags, Turns
 
 __all__ = ["PLACEHOLDERS", "Script", "Trail", "Trails", "Widen", "Writer"]
 
-Widen = Callable[[Media], tuple[int, str, Any]]
-"""A media part's number of placeholder ids, its digest, and the item for the encoder."""
+Widen = Callable[[Media], tuple[int, str, Any] | list[Run]]
+"""A media part's number of placeholder ids, its digest, and the item for the encoder; or several runs of them."""
 
 PLACEHOLDERS = frozenset(
     {"<|image_pad|>", "<|video_pad|>", "<|audio_pad|>", "<|AUDIO|>", "<|IMAGE|>", "<|VIDEO|>", "<image>", "<audio>"}
@@ -54,6 +54,7 @@ class _Stop:
     ids: int
     turns: int
     media: int
+    spans: int
 
 
 @dataclass(slots=True)
@@ -66,6 +67,7 @@ class Trail:
     spliced: bool
     ids: list[int] = field(default_factory=list)
     spans: list[MediaSpan] = field(default_factory=list)
+    widened: int = 0
     stops: list[_Stop] = field(default_factory=list)
     hint: str | None = None
 
@@ -139,12 +141,20 @@ class Writer:
         turns: Where its turns stand.
         think: The tags that open and close reasoning.
         widen: Gives the placeholders of a media part.
+        placeholders: The control tokens that stand for one each.
     """
 
     def __init__(
-        self, tokens: PlainTokenizer, marks: Marks, turns: Turns, think: tuple[str, str], widen: Widen | None
+        self,
+        tokens: PlainTokenizer,
+        marks: Marks,
+        turns: Turns,
+        think: tuple[str, str],
+        widen: Widen | None,
+        placeholders: frozenset[str] = PLACEHOLDERS,
     ) -> None:
         self.tokens, self.marks, self.turns, self.widen = tokens, marks, turns, widen
+        self.placeholders = placeholders
         self._think = (marks.put(think[0]), marks.put(think[1]))
         self._think_ids = (tokens.control.get(think[0]), tokens.control.get(think[1]))
         found = marks.pattern.match(turns.end)
@@ -162,21 +172,22 @@ class Writer:
             near, count = trails.nearest(new)
             if near is not None and near.same(new):
                 return near
-            start = near.stops[count - 1] if near is not None else _Stop(0, 0, 0, 0)
+            start = near.stops[count - 1] if near is not None else _Stop(0, 0, 0, 0, 0)
             turns = start.turns + script.text.count(self.turns.opener, start.offset) if spliced else 0
             if not spliced or turns == len(script.logs) + bool(script.prompt):
                 break
             spliced = False  # the template left turns out, or wrote some of its own
         if near is not None:
-            new.ids, new.spans, new.stops = near.ids[: start.ids], near.spans[: start.media], near.stops[:count]
+            new.ids, new.spans, new.stops = near.ids[: start.ids], near.spans[: start.spans], near.stops[:count]
+            new.widened = start.media
         if not spliced and any(script.logs):
             new.hint = "the template's assistant turns cannot be told apart, so they are written as text"
         _Pass(self, script, new, start).run()
-        if len(new.spans) != len(script.media):
+        if new.widened != len(script.media):
             kinds = sorted({part.kind for part in script.media})
             raise PromptError(
                 f"the messages hold {len(script.media)} media parts of {kinds!r}; the model's chat template has "
-                f"{len(new.spans)} places for them",
+                f"{new.widened} places for them",
                 hint="use a model that takes these kinds, or leave the parts out",
             )
         trails.keep(new, near if near is not None and count == len(near.stops) else None)
@@ -251,15 +262,32 @@ class _Pass:
 
     def _control(self, token_id: int, token: str) -> None:
         trail, parts, widen = self._trail, self._script.media, self._writer.widen
-        if token in PLACEHOLDERS and widen is not None and len(trail.spans) < len(parts):
-            length, digest, item = widen(parts[len(trail.spans)])
-            if length < 1:
-                raise PromptError(f"a backend widened a media part to {length!r} placeholders; allowed: 1 or more")
-            trail.spans.append(MediaSpan(len(trail.ids), length, digest, item))
-            trail.ids.extend([token_id] * length)
+        if token in self._writer.placeholders and widen is not None and trail.widened < len(parts):
+            made = widen(parts[trail.widened])
+            trail.widened += 1
+            for run in made if isinstance(made, list) else [Run(*made)]:
+                self._run(run, token_id)
         else:
             trail.ids.append(token_id)
 
+    def _run(self, run: Run, token_id: int) -> None:
+        """A run's placeholders, and what a backend has around them."""
+        if run.length < 1:
+            raise PromptError(f"a backend widened a media part to {run.length!r} placeholders; allowed: 1 or more")
+        trail = self._trail
+        self._words(run.before)
+        trail.spans.append(MediaSpan(len(trail.ids), run.length, run.digest, run.item))
+        trail.ids.extend([token_id] * run.length)
+        self._words(run.after)
+
+    def _words(self, words: Sequence[str]) -> None:
+        for word in words:
+            known = self._writer.tokens.control.get(word)
+            if known is None:
+                self._plain(word)
+            else:
+                self._trail.ids.append(known)
+
     def _stop(self) -> None:
         trail = self._trail
-        trail.stops.append(_Stop(self._at, len(trail.ids), self._count, len(trail.spans)))
+        trail.stops.append(_Stop(self._at, len(trail.ids), self._count, trail.widened, len(trail.spans)))

@@ -293,7 +293,7 @@ class Store:
                 self._finalizer.detach()
             self._connection = connect(self.path, max_bytes=self._max_bytes, timeout=self._timeout)
             self._owner = os.getpid()
-            self._finalizer = weakref.finalize(self, self._connection.close)
+            self._finalizer = weakref.finalize(self, _close, self._connection, self._owner)
         return self._connection
 
     def _head(self, db: sqlite3.Connection, name: str) -> tuple[int, Position, str | None] | None:
@@ -304,6 +304,11 @@ class Store:
     def _unknown(self, name: str) -> UsageError:
         hint = "`qak sessions list` names them"
         return UsageError(f"there is no session {name!r}", hint=hint, code="session_not_found")
+
+
+def _close(connection: sqlite3.Connection, owner: int) -> None:
+    if owner == os.getpid():  # a forked child that ends leaves its parent's connection alone
+        connection.close()
 
 
 def _read(

@@ -6,9 +6,11 @@ measured on.
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_agent_kit.testing.models import tiny_tokenizer
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from qwen_agent_kit.models import DecoderConfig, LoadedModel
     from qwen_agent_kit.models.naming import Naming
 
-__all__ = ["RandomCheckpoint", "random_model", "random_tensors"]
+__all__ = ["RandomCheckpoint", "random_model", "random_model_dir", "random_tensors"]
 
 
 class RandomCheckpoint:
@@ -95,3 +97,23 @@ def random_model(config: Mapping[str, Any], scheme: str, seed: int = 0) -> Loade
         tokenizer_json=tiny_tokenizer(512),
         scheme=scheme,
     )
+
+
+def random_model_dir(folder: Path, config: Mapping[str, Any], seed: int = 0) -> Path:
+    """Write a model whose config.json is ``config``: random weights in bfloat16, a tokenizer of a few hundred tokens.
+
+    Raises:
+        ModelError: Where the kit's decoder does not cover it.
+    """
+    from safetensors.torch import save_file
+
+    from qwen_agent_kit.models.config import config_from
+    from qwen_agent_kit.models.packing import wanted
+
+    decoder = config_from(config)
+    checkpoint = RandomCheckpoint(decoder, seed)
+    names = {part.name for part, _ in wanted(decoder, checkpoint.naming)}
+    save_file({name: checkpoint.read(name) for name in sorted(names)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(dict(config)))
+    (folder / "tokenizer.json").write_text(tiny_tokenizer(512))
+    return folder

@@ -27,12 +27,7 @@ class _LoopThread:
     def loop(self) -> asyncio.AbstractEventLoop:
         """The running loop; a new one after a fork, which leaves threads behind, and after a loop that ended."""
         with self._lock:
-            if (
-                self._loop is None
-                or self._thread is None
-                or self._process != os.getpid()
-                or not self._thread.is_alive()
-            ):
+            if self._loop is None or self._thread is None or not self._thread.is_alive():
                 self._start()
             assert self._loop is not None, "_start makes the loop"
             return self._loop
@@ -58,8 +53,15 @@ class _LoopThread:
         if not thread.is_alive():
             loop.close()
 
+    def forget(self) -> None:
+        """In a forked child: the thread stayed behind, and another one may have held the lock."""
+        self._lock = threading.Lock()
+        self._loop = self._thread = None
+
 
 _PRIVATE = _LoopThread()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_PRIVATE.forget)
 
 
 def private_loop() -> asyncio.AbstractEventLoop:

@@ -290,8 +290,8 @@ def test_f46_closing_the_stream_cancels_all_that_run() -> None:
     stream = Agent(ScriptedModel([turn]), tools=[slow, quick]).stream("q")
     assert any(isinstance(event, ToolReturned) for event in stream)
     stream.close()
-    assert seen.acquire(timeout=5)
-    assert seen.acquire(timeout=5)
+    assert seen.acquire(timeout=30)
+    assert seen.acquire(timeout=30)
 
 
 def test_f46_one_that_hangs_does_not_hold_the_others() -> None:
@@ -325,7 +325,7 @@ def test_f46_a_tool_with_a_time_limit_is_given_up_alone() -> None:
 
     start = time.monotonic()
     result = Agent(ScriptedModel([[ToolCall("", "hang"), call()], "ok"]), tools=[hang, add]).run("q")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 25
     assert result.steps[0].results[0].is_error
     assert result.steps[0].results[1].text == "3"
     assert result.output == "ok"
@@ -342,7 +342,7 @@ def test_the_time_limit_ends_hanging_tools() -> None:
     start = time.monotonic()
     agent = Agent(ScriptedModel([[ToolCall("", "hang"), call()], "ok"]), tools=[hang, add], limits=Limits(seconds=0.3))
     result = agent.run("q")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 25
     assert result.stop_reason == "limit:seconds"
     assert [item.is_error for item in result.steps[0].results] == [True, False]
     assert [message.role for message in result.messages] == ["user", "assistant", "tool", "tool"]
@@ -785,3 +785,15 @@ def test_explain_of_an_object_says_that_there_is_no_plan() -> None:
     """A model that was given as an object was not placed by us."""
     with pytest.raises(UsageError, match="no plan"):
         Agent(ScriptedModel([])).explain()
+
+
+def test_of_two_equally_narrow_backends_the_open_one_is_taken() -> None:
+    """Else the first by name; what is in use comes before both."""
+    from qwen_agent_kit.agent.hooks import narrowest
+
+    kinds = frozenset({"text", "image"})
+    pair = (Backend("a", kinds), Backend("b", kinds), Backend("wide", kinds | {"audio"}))
+    assert narrowest(pair, None, kinds).backend == "a"
+    chosen = narrowest(pair, None, kinds, frozenset({"b", "wide"}))
+    assert (chosen.backend, chosen.reason) == ("b", "the narrowest that covers image, text, and its model is open")
+    assert narrowest(pair, "wide", kinds, frozenset({"b"})).backend == "wide"

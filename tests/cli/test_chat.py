@@ -38,7 +38,7 @@ class Terminal:
         self.raw = ""
         self._seen = 0
 
-    def expect(self, text: str, seconds: float = 30) -> str:
+    def expect(self, text: str, seconds: float = 120) -> str:
         """Wait until ``text`` is shown; what came since the last call, sequences left out."""
         until = time.monotonic() + seconds
         while text not in self.shown[self._seen :]:
@@ -72,7 +72,7 @@ class Terminal:
 
     def leaves(self, code: int = 0) -> None:
         """Wait for the end."""
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while self._child.poll() is None and time.monotonic() < until:
             self._read(0.1)
         while self._read(0.0):
@@ -352,6 +352,26 @@ def test_run_on_a_terminal_is_harmless_too(site: Path) -> None:
         terminal.close()
     left = OURS.sub("", terminal.raw)
     assert all(character in "\n\r\t" or character.isprintable() for character in left), repr(left)
+
+
+def test_ctrl_c_at_the_question_leaves_the_run_waiting(site: Path) -> None:
+    """Nothing more is asked, nothing is lost: the session waits for approval, and another process goes on with it."""
+    calls = "ToolCall('', 'delete', {'path': 'a'}), ToolCall('', 'delete', {'path': 'b'})"
+    spec = scripted(site, f"turns = [[{calls}]]\n")
+    terminal = Terminal(site, "run", "clean up", "-m", spec, "-t", "tools.py:delete", "--session", "s")
+    try:
+        terminal.expect("why not] ")
+        terminal.type("\x03")
+        terminal.expect("waits for approval: call_1")
+        terminal.expect("--approve call_1")
+        terminal.leaves(1)
+    finally:
+        terminal.close()
+    assert terminal.shown.count("why not]") == 1
+    spec = scripted(site, "def turns(request):\n    return request.messages[-1].tool_result.text\n")
+    resume = ("run", "-m", spec, "-t", "tools.py:delete", "--session", "s")
+    done = run_qak(*resume, "--approve", "all", site=site)
+    assert (done.returncode, done.stdout) == (0, "deleted b\n"), done.stderr
 
 
 def test_a_piped_chat(site: Path) -> None:

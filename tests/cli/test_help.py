@@ -52,7 +52,7 @@ def test_help_imports_no_plugin(site: Path) -> None:
 def test_both_names_are_one(site: Path) -> None:
     """`python -m qwen_agent_kit` and `qak` say the same, `qak` in both."""
     name = Path(sys.executable).parent / "qak"
-    script = subprocess.run([name, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    script = subprocess.run([name, "--version"], capture_output=True, text=True, check=True, timeout=120)
     module = run_qak("--version", site=site)
     assert script.stdout == module.stdout
     assert module.stdout.startswith("qak, version ")

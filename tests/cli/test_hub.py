@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import pytest
 from gguf_files import write_gguf
 from hub import COMMIT, Hub, files_of, hub
+from safetensors import safe_open
 from scripted_cli import run_qak
 
 from qwen_agent_kit import Agent, Limits, Sampling
@@ -83,6 +85,21 @@ def test_an_agent_opens_a_hub_model(served: Hub, tmp_path: Path, monkeypatch: py
         assert len(served.api.asked) == seen
         assert agent.run("hello").usage.generated_tokens > 0
     assert len(served.api.asked) > seen
+
+
+def test_a_model_of_the_hub_is_planned_by_its_headers(served: Hub, site: Path, tmp_path: Path) -> None:
+    """`qak plan owner/name` for what no catalogue knows asks for headers by range; the weights stay where they are."""
+    folder = tiny_model_dir(tmp_path / "model", "qwen3", hidden=128, layers=4, vocab_size=4000)
+    served.repos["own/large"] = files_of(folder)
+    weights, before = (folder / "model.safetensors").stat().st_size, served.sent
+    done = run_qak("plan", "own/large", "--json", site=site, **served.environment(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert told["parameters"] == sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    assert told["download_bytes"] > weights
+    assert served.sent - before <= 2**19 < weights
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
 
 
 def test_a_gguf_header_is_read_by_range(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ MISTAKES = (
     Mistake("chat with an unknown model", ("chat", "-m", "smollm3"), ("smollm3", "smollm2")),
     Mistake("chat with a bad session", ("chat", "-m", "SPEC", "--session", "../x"), ("session name",)),
     Mistake("empty model", ("run", CANARY, "-m", " "), ("' '",)),
-    Mistake("missing model file", ("run", CANARY, "-m", "./none.gguf"), ("none.gguf", "hint: "), code=1),
+    Mistake("missing model file", ("run", CANARY, "-m", "./none.gguf"), ("none.gguf", "hint: ")),
     Mistake("no model file", ("run", CANARY, "-m", "script_0.py"), ("script_0.py",), code=1),
     Mistake("unknown engine", ("run", CANARY, "-m", "vllm:x"), ("vllm", "scripted", "hint: ")),
     Mistake("model not fetched", ("run", CANARY), ("smollm2", "qak models fetch smollm2"), code=1),
@@ -86,9 +86,16 @@ MISTAKES = (
     Mistake("schema of nonsense", run("--output-schema", '{"type": "objekt"}'), ("objekt",)),
     Mistake("schema of endless depth", run("--output-schema", "deep.json"), ("--output-schema",)),
     Mistake("resume without a session", run("--approve", "call_1"), ("--session",)),
-    Mistake("approve an unknown call", ("run", "-m", "SPEC", "--session", "a", "--approve", "x"), ("'x'",)),
+    Mistake(
+        "approve an unknown call",
+        ("run", "-m", "SPEC", "--session", "a", "--approve", "all"),
+        ("no session 'a'", "qak sessions"),
+    ),
     Mistake("resume with a prompt", run("--session", "a", "--resume"), ("no prompt", "hint: ")),
-    Mistake("nothing to resume", ("run", "-m", "SPEC", "--session", "a", "--resume"), ("nothing to resume",)),
+    Mistake(
+        "nothing to resume", ("run", "-m", "SPEC", "--session", "a", "--resume"), ("no session 'a'", "qak sessions")
+    ),
+    Mistake("quant in the environment", run(), ("QAK_QUANT", "int3", "bf16"), environment={"QAK_QUANT": "int3"}),
     Mistake("QAK_HOME is a file", run("--session", "a"), ("QAK_HOME",), environment={"QAK_HOME": "/dev/null"}),
     Mistake("plan of nothing", ("plan", "nothing-here"), ("nothing-here",)),
     Mistake("plan of an engine's model", ("plan", "SPEC"), ("scripted",)),

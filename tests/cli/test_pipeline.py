@@ -121,7 +121,7 @@ def test_ctrl_c_stops_and_says_how_to_go_on(site: Path) -> None:
         assert child.poll() is None
         time.sleep(0.005)
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=120)
     assert child.returncode == 1, err
     report = json.loads(out)
     assert report["stopped"] == "interrupted"

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from distributions import HEAD, install
 from scripted_cli import environment_of, run_qak, scripted
 
 KEYS = {"output", "stop_reason", "steps", "usage", "messages", "pending", "schema_version"}
@@ -62,7 +63,7 @@ def test_closed_stdin_is_not_waited_for(site: Path) -> None:
         env=environment_of(site),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "answered\n"), done.stderr
@@ -75,7 +76,7 @@ def test_a_pipe_that_stays_open_is_told(site: Path) -> None:
     assert child.stderr is not None
     assert child.stdin is not None
     assert b"reading stdin" in child.stderr.readline()
-    out, _ = child.communicate(b"", timeout=60)
+    out, _ = child.communicate(b"", timeout=120)
     assert (child.returncode, out) == (0, b"answered\n")
 
 
@@ -220,12 +221,12 @@ def test_ctrl_c_stops_the_run(site: Path) -> None:
     assert child.stdout.read(5) == b"word "
     began = time.monotonic()
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=30)
+    out, err = child.communicate(timeout=120)
     assert child.returncode == 1
     assert err.decode().splitlines()[-1] == "stopped"
     assert b"Traceback" not in err
     assert out.endswith(b"\n")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert (site / "ended").read_text() == "closed"
 
 
@@ -234,11 +235,11 @@ def test_ctrl_c_while_a_tool_hangs(site: Path) -> None:
     tools = "import time\ndef hang() -> str:\n    '''Hang.'''\n    open('hangs', 'w').close()\n    time.sleep(600)\n"
     spec = scripted(site, "turns = [[ToolCall('', 'hang', {})]]\n", tools=tools)
     child = _start("run", "hi", "-m", spec, "-t", "tools.py:hang", site=site)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while not (site / "hangs").exists() and time.monotonic() < until:
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=30)
+    _, err = child.communicate(timeout=120)
     assert child.returncode == 1
     assert err.decode().splitlines()[-1] == "stopped"
 
@@ -252,7 +253,7 @@ def test_a_reader_that_leaves_ends_the_run(site: Path) -> None:
     child.stdout.close()
     with child.stderr:
         err = child.stderr.read()
-    assert child.wait(timeout=30) == 1
+    assert child.wait(timeout=120) == 1
     assert b"Traceback" not in err
     assert b"Exception ignored" not in err
     assert (site / "ended").read_text() == "closed"
@@ -295,3 +296,63 @@ def _start(*arguments: str, site: Path, stdin: int = subprocess.DEVNULL) -> subp
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+NOISY = """
+import os, subprocess, sys
+
+def add(a: int, b: int) -> int:
+    'Add two numbers, loudly.'
+    os.write(1, b"from below Python\\n")
+    subprocess.run([sys.executable, "-c", "print('from a child')"], check=True)
+    sys.stdout.close()
+    return a + b
+"""
+
+
+@pytest.mark.parametrize("flag", [(), ("--json",)], ids=["text", "json"])
+def test_stdout_is_for_data_below_python_too(site: Path, flag: tuple[str, ...]) -> None:
+    """What a tool's C code and child processes write is talk; a tool that closes its stdout closes nobody else's."""
+    turns = "turns = [[ToolCall('', 'add', {'a': 1, 'b': 2})], 'It is 3.']\n"
+    spec = scripted(site, turns, tools=NOISY)
+    done = run_qak("run", "1 + 2?", *flag, "-m", spec, "-t", "tools.py:add", site=site)
+    assert done.returncode == 0, done.stderr
+    assert (json.loads(done.stdout)["output"] if flag else done.stdout) == ("It is 3." if flag else "It is 3.\n")
+    assert "from below Python" in done.stderr
+    assert "from a child" in done.stderr
+    assert "lost sys.stderr" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_that_are_closed(site: Path, closed: str) -> None:
+    """Where stdout or stderr is closed the run ends as it would."""
+    spec = scripted(site, "turns = [[ToolCall('', 'add', {'a': 1, 'b': 2})], 'three']\n")
+    line = f"exec {sys.executable} -m qwen_agent_kit run hi -m {spec} -t tools.py:add </dev/null {closed}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=site, env=environment_of(site), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ("three\n" if closed == "2>&-" else "")
+
+
+def test_an_answer_that_was_cut_off(site: Path) -> None:
+    """Half of a text is an answer, and stderr says that it is cut; half of a JSON value is none: exit code 1."""
+    turns = "from qwen_agent_kit.backends import Finish\nturns = [['{\"a\": [1', Finish('length')]]\n"
+    text = run_qak("run", "hi", "-m", scripted(site, turns), site=site)
+    assert (text.returncode, text.stdout) == (0, '{"a": [1\n')
+    assert "the answer was cut off" in text.stderr
+    data = run_qak("run", "hi", "-m", scripted(site, turns), "--output-schema", "{}", site=site)
+    assert (data.returncode, data.stdout) == (1, "")
+    assert "error: no JSON that fits --output-schema came" in data.stderr
+    assert "hint: a larger --max-tokens" in data.stderr
+
+
+def test_a_tool_whose_plugin_is_broken(site: Path) -> None:
+    """`--tool NAME` says why no plugin offers it: which could not be imported, the cause, and where the cure is."""
+    install(site, "qak-weather", {"tools": "weather"}, HEAD + "import no_such_module_here\n")
+    done = run_qak("run", "hi", "-m", scripted(site, "turns = ['x']\n"), "--tool", "weather", site=site)
+    assert done.returncode == 2
+    assert "offers the tool 'weather'" in done.stderr
+    assert "qak-weather" in done.stderr
+    assert "no_such_module_here" in done.stderr
+    assert "hint: `qak plugins`" in done.stderr

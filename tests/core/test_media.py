@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,35 @@ def test_what_is_too_large_or_odd_is_refused(tmp_path: Path) -> None:
     for odd in (tmp_path, tmp_path / "pipe", tmp_path / "none", "a\0b", 3, "data:x", "data:;base64,%%%", "data:,"):
         with pytest.raises(MediaError):
             read_bytes(Image(odd))
+
+
+BROKEN = {
+    "no comma": "data:image/png;base64",
+    "no base64": "data:image/png;base64,a*b=",
+    "padding in the middle": "data:image/png;base64,aa==aaaa",
+    "cut off": "data:image/png;base64,aaaaa",
+    "empty": "data:image/png;base64,",
+    "line feeds": "data:image/png;base64,aaaa\naaaa",
+    "too large": "data:image/png;base64," + "A" * (2**21 + 100),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_f06_broken_data_urls_are_refused(name: str) -> None:
+    """Each with a code; nothing is decoded before its size is known."""
+    with pytest.raises(MediaError) as caught:
+        read_bytes(Image(BROKEN[name]), limit=2**20)
+    assert caught.value.code == ("too_large" if name == "too large" else "invalid_data_url")
+
+
+def test_f06_a_huge_data_url_costs_no_more_than_itself() -> None:
+    """300 MB of base64 are refused without a copy of them."""
+    url = "data:image/png;base64," + "A" * (300 * 2**20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(MediaError, match="allowed: at most 67108864"):
+            read_bytes(Image(url))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * 300 * 2**20

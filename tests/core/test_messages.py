@@ -23,15 +23,24 @@ media = st.builds(
 simple = st.builds(Text, texts) | st.builds(Reasoning, texts) | media
 calls = st.builds(ToolCall, texts, texts, st.dictionaries(texts, json_data, max_size=3), st.none() | texts)
 results = st.builds(ToolResult, st.lists(simple, max_size=3).map(tuple), texts, texts, st.booleans())
-messages = st.builds(
-    Message,
-    st.sampled_from(["system", "user", "assistant", "tool"]),
-    st.lists(simple | calls | results, max_size=4).map(tuple),
-    st.none() | st.builds(TokenLog, st.lists(st.integers(0, 2**31), max_size=4).map(tuple), texts),
-)
+held = {
+    "system": st.builds(Text, texts) | media,
+    "user": st.builds(Text, texts) | media,
+    "assistant": simple | calls,
+    "tool": results,
+}
+logs = st.none() | st.builds(TokenLog, st.lists(st.integers(0, 2**31), max_size=4).map(tuple), texts)
 
 
-@given(messages)
+@st.composite
+def messages(draw: st.DrawFn) -> Message:
+    """Any role with what it can hold."""
+    role = draw(st.sampled_from(["system", "user", "assistant", "tool"]))
+    least, most = (1, 1) if role == "tool" else (0, 4)
+    return Message(role, tuple(draw(st.lists(held[role], min_size=least, max_size=most))), draw(logs))
+
+
+@given(messages())
 def test_a_message_survives_json(message: Message) -> None:
     """``from_dict(json(to_dict(m))) == m``, media (found) included."""
     assert Message.from_dict(json.loads(json.dumps(message.to_dict()))) == message
@@ -93,3 +102,23 @@ def test_a_string_is_a_text_part() -> None:
     assert Message("user", ["a", Image(b"")]).text == "a"  # type: ignore[arg-type]  # accepted on purpose
     with pytest.raises(UsageError, match="allowed"):
         Message("user", (3,))  # type: ignore[arg-type]  # the point of the test
+
+
+@pytest.mark.parametrize(
+    ("role", "parts", "words", "hint"),
+    [
+        ("user", ["a", ToolCall("1", "f")], "a user message holds a ToolCall", "assistant"),
+        ("system", [ToolResult()], "a system message holds a ToolResult", "tool"),
+        ("user", [Reasoning("hm")], "a user message holds a Reasoning", "assistant"),
+        ("assistant", [ToolResult()], "an assistant message holds a ToolResult", "tool"),
+        ("tool", "hi", "a tool message holds a Text", "ToolResult"),
+        ("tool", [], "a tool message holds 0 parts; allowed: one", "ToolResult"),
+        ("tool", [ToolResult(), ToolResult()], "a tool message holds 2 parts", "ToolResult"),
+    ],
+)
+def test_a_role_holds_only_what_its_turn_can_carry(role: str, parts: object, words: str, hint: str) -> None:
+    """No template could carry the rest; the error says where the part belongs."""
+    with pytest.raises(UsageError) as caught:
+        Message(role, parts)
+    assert words in caught.value.message
+    assert hint in caught.value.hint

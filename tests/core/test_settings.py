@@ -8,7 +8,8 @@ import pytest
 
 from qwen_agent_kit import Host
 from qwen_agent_kit.errors import UsageError
-from qwen_agent_kit.settings import Settings, config_path, load_settings
+from qwen_agent_kit.placement.layout import LAYOUTS
+from qwen_agent_kit.settings import _ALLOWED, Settings, config_path, load_settings
 
 
 @pytest.fixture
@@ -33,6 +34,9 @@ def test_the_environment_goes_over_the_file(file: Path) -> None:
         ("context = 0", "line 1: `context` is 0"),
         ("model = 3", "line 1: `model` is 3; allowed: a string"),
         ("[model]\nx = 1", "line 1: `model`"),
+        ("context = -1", "line 1: `context` is -1; allowed: a whole number from 1"),
+        ('model = "a"\nquant = "foo"', "line 2: `quant` is 'foo'; allowed: auto, fp32, bf16, int8, int4"),
+        ('prefixes = "no"', "line 1: `prefixes` is 'no'; allowed: on, off"),
         ("model = ", "line 1, at the end"),
         ('model = "a"\nmodel = "b"', "line 2"),
         ("x = " + "[" * 3000, "config.toml"),
@@ -59,6 +63,28 @@ def test_f61_a_wrong_variable_is_named(file: Path) -> None:
     file.write_text("context = 5")
     with pytest.raises(UsageError, match="QAK_CONTEXT"):
         load_settings(file, {"QAK_CONTEXT": "many"})
+
+
+@pytest.mark.parametrize(("variable", "text"), [("QAK_QUANT", "foo"), ("QAK_CONTEXT", "0"), ("QAK_PREFIXES", "no")])
+def test_f61_a_variable_holds_only_what_is_allowed(file: Path, variable: str, text: str) -> None:
+    """It is refused when settings are read, not when a model is opened."""
+    with pytest.raises(UsageError, match=f"`{variable}` in the environment is '{text}'; allowed: "):
+        load_settings(file, {variable: text})
+
+
+def test_f61_a_good_variable_goes_over_a_wrong_line(file: Path) -> None:
+    """The hint names the file and the variable, and the variable does mend it."""
+    file.write_text('quant = "foo"\n')
+    with pytest.raises(UsageError) as caught:
+        load_settings(file, {})
+    assert str(file) in caught.value.hint
+    assert "QAK_QUANT" in caught.value.hint
+    assert load_settings(file, {"QAK_QUANT": "int8"}).quant == "int8"
+
+
+def test_the_schemes_are_those_of_the_planner() -> None:
+    """What a settings file may say is what the planner takes."""
+    assert set(_ALLOWED["quant"]) == {"auto", *(name for name, layout in LAYOUTS.items() if layout.ours)}
 
 
 def test_f61_secrets_are_masked(file: Path) -> None:

@@ -129,10 +129,10 @@ def test_f15_a_template_cannot_leave_the_sandbox(name: str) -> None:
 def test_f15_a_template_is_bounded(name: str) -> None:
     """Each bomb ends in a `SecurityError` within the limit of 2 s; what is not there at all is a `PromptError`."""
     kind = PromptError if name in ("import", "include", "lipsum") else SecurityError
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(kind):
         rendering(BOMBS[name])
-    assert time.monotonic() - start < 6  # 2 s by the template's clock; this machine may be busy
+    assert time.process_time() - start < 6  # 2 s by the template's clock, besides compiling it; others do not count
 
 
 def test_f15_memory_stays_bounded() -> None:
@@ -172,10 +172,10 @@ def test_f15_a_bound_holds_in_any_thread() -> None:
 
 def test_f15_a_renderer_refuses_a_hostile_template(open_renderer: Callable[..., PromptRenderer]) -> None:
     """A bomb in a checkpoint's template is refused when its model is opened, all questions to it counted together."""
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(SecurityError):
         open_renderer(template=BOMBS["nested loops"])
-    assert time.monotonic() - start < 8
+    assert time.process_time() - start < 8
 
 
 def test_a_template_that_does_not_compile_is_the_model_s_fault() -> None:

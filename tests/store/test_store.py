@@ -65,24 +65,30 @@ def test_what_was_appended_comes_back(store: Store) -> None:
     assert position.count == len(FULL)
 
 
-parts = st.one_of(
-    st.builds(Text, st.text()),
-    st.builds(Reasoning, st.text()),
-    st.builds(Image, st.binary(), st.sampled_from(["configured", "found"])),
-    st.builds(
-        ToolCall,
-        st.text(),
-        st.text(),
-        st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists)),
-        st.none() | st.text(),
-    ),
-    st.builds(ToolResult, st.tuples(st.builds(Text, st.text())), st.text(), st.text(), st.booleans()),
+log = st.none() | st.builds(TokenLog, st.lists(st.integers(0, 2**31), max_size=8).map(tuple), st.text(max_size=40))
+text = st.builds(Text, st.text(max_size=200))
+image = st.builds(Image, st.binary(max_size=200), st.sampled_from(["configured", "found"]))
+values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=20), st.lists, max_leaves=8)
+call = st.builds(
+    ToolCall,
+    st.text(max_size=20),
+    st.text(max_size=20),
+    st.dictionaries(st.text(max_size=20), values, max_size=3),
+    st.none() | st.text(max_size=20),
 )
-messages = st.builds(
-    Message,
-    st.sampled_from(["user", "assistant", "tool", "system"]),
-    st.lists(parts, max_size=4).map(tuple),
-    st.none() | st.builds(TokenLog, st.lists(st.integers(0, 2**31)).map(tuple), st.text()),
+thought = st.builds(Reasoning, st.text(max_size=200))
+result = st.builds(ToolResult, st.tuples(text), st.text(max_size=20), st.text(max_size=20), st.booleans())
+
+
+def said(role: str, parts: st.SearchStrategy, least: int = 0, most: int = 4) -> st.SearchStrategy[Message]:
+    return st.builds(Message, st.just(role), st.lists(parts, min_size=least, max_size=most).map(tuple), log)
+
+
+messages = st.one_of(
+    said("user", text | image),
+    said("system", text | image),
+    said("assistant", text | image | thought | call),
+    said("tool", result, 1, 1),
 )
 
 

@@ -11,6 +11,70 @@ import torch
 from qwen_agent_kit import foreign
 from qwen_agent_kit.models import Decoder
 
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"family": "llama"},
+    "llama tied, one kv head, biases": {
+        "family": "llama",
+        "tied": True,
+        "kv_heads": 1,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "qwen2": {"family": "qwen2"},
+    "qwen2 tied": {"family": "qwen2", "tied": True, "hidden": 96, "heads": 6, "kv_heads": 3},
+    "qwen2 sliding": {"family": "qwen2", "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    "qwen3": {"family": "qwen3"},
+    "qwen3 tied, wide heads, bias": {"family": "qwen3", "tied": True, "head_dim": 32, "attention_bias": True},
+    "qwen2_moe": {"family": "qwen2_moe"},
+    "qwen2_moe normalised, every other layer": {
+        "family": "qwen2_moe",
+        "layers": 4,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [1],
+    },
+    "qwen3_moe": {"family": "qwen3_moe"},
+    "qwen3_moe tied, not normalised, a dense layer": {
+        "family": "qwen3_moe",
+        "tied": True,
+        "norm_topk_prob": False,
+        "mlp_only_layers": [0],
+        "layers": 3,
+        "head_dim": 32,
+    },
+    "yarn": {"family": "qwen3", "context": 128, "rope_parameters": YARN},
+    "yarn with its options": {
+        "family": "llama",
+        "context": 128,
+        "rope_parameters": {**YARN, "attention_factor": 1.3, "beta_fast": 16, "beta_slow": 2, "truncate": False},
+    },
+    "yarn with mscale": {
+        "family": "qwen2",
+        "context": 96,
+        "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.4},
+    },
+    "yarn of transformers 4": {
+        "family": "qwen2",
+        "context": 128,
+        "rope_parameters": None,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    },
+    "linear": {"family": "llama", "rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 3.0}},
+    "llama3": {"family": "llama", "rope_parameters": LLAMA3},
+}
+"""Configurations of tiny models, by what is special about them."""
+
 
 class DenseKV:
     """Keys and values in one tensor per layer, for one sequence."""

