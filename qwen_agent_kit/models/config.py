@@ -1,7 +1,8 @@
 """What a decoder is made of: one frozen description for every family that it covers.
 
 The field names and defaults of config.json are those of transformers 5 (models/llama, qwen2, qwen2_moe, qwen3,
-qwen3_moe, and the text halves of qwen2_vl, qwen2_5_vl, qwen3_vl) and of QwenLM's Qwen-7B repository for ``qwen``.
+qwen3_moe, and the text halves of qwen2_vl, qwen2_5_vl, qwen2_5_omni, qwen3_vl) and of QwenLM's Qwen-7B repository
+for ``qwen``.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from qwen_agent_kit.errors import ModelError
 from qwen_agent_kit.models.fields import Fields
 from qwen_agent_kit.models.rope_config import RopeConfig, rope_from
 from qwen_agent_kit.placement.fetch_choice import OWN_CODE
+from qwen_agent_kit.placement.reading import thinker_of
 
 __all__ = ["DecoderConfig", "config_from", "is_ours", "refuse_code"]
 
 _LLAMA = frozenset({"llama"})
 _QWEN1 = frozenset({"qwen"})
-_QWEN2 = frozenset({"qwen2", "qwen2_vl_text", "qwen2_5_vl_text"})
+_QWEN2 = frozenset({"qwen2", "qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"})
 _QWEN3 = frozenset({"qwen3", "qwen3_vl_text"})
 _MOE = frozenset({"qwen2_moe", "qwen3_moe"})
 _TYPES = _LLAMA | _QWEN1 | _QWEN2 | _QWEN3 | _MOE
@@ -113,6 +115,7 @@ class DecoderConfig:
 
 def is_ours(data: Mapping[str, Any]) -> bool:
     """Whether a config.json's object describes a decoder of ours; where not, ``config_from`` says so."""
+    data = thinker_of(data)
     inner = data.get("text_config")
     kind = inner.get("model_type", data.get("model_type")) if isinstance(inner, Mapping) else data.get("model_type")
     return isinstance(kind, str) and (kind in _TYPES or kind in ("qwen2_vl", "qwen2_5_vl", "qwen2_audio"))
@@ -126,9 +129,11 @@ def config_from(data: Mapping[str, Any], where: str = "config.json") -> DecoderC
     Raises:
         ModelError: Names the field that is missing, out of range, or asks for foreign code.
     """
-    top = Fields(data, where)
+    refuse_code(Fields(data, where))
+    quantised = data.get("quantization_config")  # an Omni model has it beside its thinker
+    data = thinker_of(data)
+    top = given = Fields(data if quantised is None else {**data, "quantization_config": quantised}, where)
     refuse_code(top)
-    given = top
     if isinstance(data.get("text_config"), Mapping):  # a vision-language model: its decoder is described inside
         inner = {"tie_word_embeddings": data.get("tie_word_embeddings"), **data["text_config"]}
         if data.get("model_type") == "qwen2_audio":  # its config.json leaves out what equals Qwen2Config's defaults

@@ -106,6 +106,11 @@ class _Run:
     mask: torch.Tensor | None
     near: torch.Tensor | None
 
+    def on(self, device: torch.device) -> _Run:
+        """The same for layers on another device."""
+        mask, near = (None if t is None else t.to(device) for t in (self.mask, self.near))
+        return _Run(self.kv, self.first, self.last, self.start, self.end, mask, near)
+
 
 @dataclass(slots=True)
 class _Step:
@@ -115,6 +120,11 @@ class _Step:
     cos: torch.Tensor
     sin: torch.Tensor
     query_scale: torch.Tensor | None
+
+    def on(self, device: torch.device) -> _Step:
+        """The same for layers on another device."""
+        scale = None if self.query_scale is None else self.query_scale.to(device)
+        return _Step([run.on(device) for run in self.runs], self.cos.to(device), self.sin.to(device), scale)
 
 
 class Layer(nn.Module):
@@ -149,6 +159,11 @@ class Layer(nn.Module):
         self._index = index
         self._heads, self._kv_heads, self._dim = config.heads, config.kv_heads, config.head_dim
         self.window = config.window if config.sliding and config.sliding[index] else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights lie."""
+        return self.attn_norm.weight.device
 
     def forward(self, x: torch.Tensor, step: _Step) -> torch.Tensor:
         x = x + self.out(self._attend(self.qkv(self.attn_norm(x)), step))
@@ -198,7 +213,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Ids in, logits out.
+    """Ids in, logits out. Layers may lie on several devices (``cuda.step.move``); the stream goes from one to the next.
 
     Args:
         config: What it is made of.
@@ -230,8 +245,14 @@ class Decoder(nn.Module):
         self.head = head
         self._rotary = Rotary(config.rope, config.head_dim)
         self._parked = parked
+        self.head_device: torch.device | None = None
         # A native step runs all layers in one call, between which nothing can be let go of.
         self.native: NativeStep | None = native_step(self) if parked is None else None
+
+    @property
+    def kernels(self) -> str:
+        """What computes; keys and values that are kept for other processes belong to it."""
+        return "torch" if self.native is None else "native"
 
     @property
     def weight_bytes(self) -> int:
@@ -242,7 +263,7 @@ class Decoder(nn.Module):
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """The embeddings of ``ids``, float32 [n, hidden]."""
         if self.embedding is not None:
-            return F.embedding(ids, self.embedding).float()
+            return F.embedding(ids.to(self.embedding.device), self.embedding).float()
         assert isinstance(self.head, NativeLinear), "only native heads hold an embedding"
         return self.head.rows(ids)
 
@@ -301,9 +322,15 @@ class Decoder(nn.Module):
                 return found
         with torch.inference_mode():
             hidden = self._hidden(ids, positions, segments, embeds, deepstack)
-            logits: torch.Tensor = self.head(self.norm(_wanted(hidden, segments)))
+            logits = self.logits(_wanted(hidden, segments))
         # Copied outside inference mode, so that samplers may write into it anywhere.
         return logits.float() if logits.dtype != torch.float32 else logits.clone()
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the last layer gave, [n, hidden], to [n, vocab] in the activations' dtype, on the head's device."""
+        rows = self.norm(hidden)
+        found: torch.Tensor = self.head(rows if self.head_device is None else rows.to(self.head_device))
+        return found
 
     def _hidden(
         self,
@@ -314,17 +341,20 @@ class Decoder(nn.Module):
         deepstack: torch.Tensor | None,
     ) -> torch.Tensor:
         x = self.embed(ids) if embeds is None else embeds.float()
-        cos, sin = self._rotary(positions, self.dtype)
+        cos, sin = self._rotary(positions.to(x.device), self.dtype)
         step = _Step(self._runs(segments), cos, sin, self._log_n(segments, self.dtype))
         for index, layer in enumerate(self.layers):
             parked = self._parked if self._parked is not None and index in self._parked else None
             if parked is not None:
                 parked.bring(index)
+            assert isinstance(layer, Layer), "a decoder has layers of one kind"
+            if x.device != layer.device:
+                x, step = x.to(layer.device), step.on(layer.device)
             x = layer(x, step)
             if parked is not None:
                 parked.drop(index)
             if deepstack is not None and index < len(deepstack):
-                x = x + deepstack[index]
+                x = x + deepstack[index].to(x.device)
         return x
 
     def _runs(self, segments: Sequence[Segment]) -> list[_Run]:

@@ -8,7 +8,8 @@ scheme      what is kept of a [N, K] matrix                          activations
 ``fp32``    float32                                                  float32
 ``bf16``    bfloat16                                                 bfloat16
 ``int8``    int8, a half-precision scale per 32 along K              int8 per 32
-``int4``    4 bits, the same                                         int8 per 32
+``int4``    4 bits, a half-precision scale and a zero of 8 bits      int8 per 32
+            per 32 along K
 ==========  =======================================================  =======================
 
 int8 and int4 are the native kernels' (``native``). Where there is no C compiler they are torch's: int8 rows with one
@@ -22,20 +23,15 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812  # the name everyone knows it by
 
 from qwen_agent_kit.errors import UsageError
+from qwen_agent_kit.models.kernels import INT4_GROUP, Ranges, usual
 from qwen_agent_kit.models.native.build import LAYOUT
 from qwen_agent_kit.models.native.linear import NativeLinear, native_kind, pack_native
 
 __all__ = ["Linear", "linear_from", "make_linear", "pack_linear", "scheme_key", "value_dtype"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16, "int4": torch.bfloat16}
-
-FEW_ROWS = 8
-"""Up to so many rows the packed int8 kernel is faster than unpacking the matrix (design.md section 4)."""
-
-INT4_GROUP = 64
 
 
 def value_dtype(scheme: str) -> torch.dtype:
@@ -71,9 +67,24 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = weight
         self.bias = bias
+        self.ranges: Ranges = usual(self.layout, self.shape[1])
+
+    @property
+    def layout(self) -> str:
+        """How the matrix is held, as ``kernels`` names it."""
+        return "fp32" if self.weight.dtype == torch.float32 else "bf16"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and K."""
+        n, k = self.weight.shape
+        return n, k
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        rows = len(x)
+        if not rows:  # a chunk whose logits nobody wants; not every kernel takes it
+            return x.new_empty(0, self.shape[0])
+        return next(multiply for most, multiply in self.ranges if rows <= most)(self, x)
 
     def tensors(self) -> list[torch.Tensor]:
         """Everything that it keeps."""
@@ -86,27 +97,26 @@ class Int8Linear(Linear):
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         super().__init__(weight, bias)
         self.scale = scale
-        # The kernel reads 16 values of a row at a time and dies where a row ends within them.
-        self._packed = weight.shape[1] % 16 == 0
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self._packed and x.shape[0] <= FEW_ROWS:
-            y: torch.Tensor = torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
-        else:
-            y = F.linear(x, self.weight.to(x.dtype)) * self.scale
-        return y if self.bias is None else y + self.bias
+    @property
+    def layout(self) -> str:
+        return "int8 rows"
 
 
 class Int4Linear(Linear):
     """4-bit groups in the layout that ``_convert_weight_to_int4pack_for_cpu`` makes; ``scale`` [K / 64, N, 2]."""
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        super().__init__(weight, bias)
         self.scale = scale
+        super().__init__(weight, bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.weight, INT4_GROUP, self.scale)
-        return y if self.bias is None else y + self.bias
+    @property
+    def layout(self) -> str:
+        return "int4 groups"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.scale.shape[1], self.scale.shape[0] * INT4_GROUP
 
 
 def pack_linear(weight: torch.Tensor, bias: torch.Tensor | None, scheme: str) -> dict[str, torch.Tensor]:

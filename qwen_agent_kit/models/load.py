@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from qwen_agent_kit.models.fields import read_json
 from qwen_agent_kit.models.gguf_config import config_from_gguf
 from qwen_agent_kit.models.gguf_file import GGUFFile, GGUFModel
 from qwen_agent_kit.models.gguf_tokenizer import special_from_gguf, tokenizer_from_gguf
+from qwen_agent_kit.models.heap import gathered
 from qwen_agent_kit.models.linear import scheme_key, value_dtype
 from qwen_agent_kit.models.packing import Checkpoint, build, check, most_tensors, pack
 from qwen_agent_kit.models.parked import ParkedLayers
@@ -27,6 +28,7 @@ from qwen_agent_kit.models.quantised import QuantisedModel, method_for, quantisa
 from qwen_agent_kit.models.safetensors_file import SafetensorsModel, weight_files
 from qwen_agent_kit.models.text_files import TextFiles, eos_from_gguf, read_text_files
 from qwen_agent_kit.models.weight_cache import LAYOUT, WeightCache, file_digest
+from qwen_agent_kit.placement.reading import thinker_of
 
 __all__ = ["LoadedModel", "load_model"]
 
@@ -81,6 +83,7 @@ def load_model(
     device: str = "cpu",
     cache: str | Path | None = None,
     disk: range = _NONE,
+    devices: Sequence[str] = (),
 ) -> LoadedModel:
     """Open the model at ``path``.
 
@@ -90,6 +93,8 @@ def load_model(
         device: ``cpu``.
         cache: Where packed weights are kept for the next start; nowhere where None.
         disk: Layers that stay in the cache and are read from it each time they run; it must be writable then.
+        devices: Of each layer, as ``cuda.step.devices_of`` reads them off a plan; all on the CPU where empty. Each
+            matrix goes to its device as soon as it is packed; fp32 and bf16 only, and without the cache.
 
     Raises:
         UsageError: For an unknown scheme or device, or layers on disk without a cache.
@@ -100,8 +105,10 @@ def load_model(
     value_dtype(quant)
     if device != "cpu":
         raise UsageError(f"`device` is {device!r}; allowed: cpu")
+    if devices and (quant not in ("fp32", "bf16") or disk):
+        raise UsageError(f"layers on several devices are dense; found quant={quant!r}", hint="quant='bf16', no disk")
     with _whole_or_nothing(Path(path).name):
-        return _load(Path(path), quant, cache, disk)
+        return _spread(Path(path), quant, devices) if devices else _load(Path(path), quant, cache, disk)
 
 
 @contextlib.contextmanager
@@ -139,7 +146,7 @@ def _load(path: Path, quant: str, cache: str | Path | None, disk: range) -> Load
     if kept is None:
         config, checkpoint, texts = source.describe()
         check(checkpoint, config)
-        tensors = dict(pack(checkpoint, config, quant))
+        tensors = gathered(pack(checkpoint, config, quant))
     else:
         key = f"{digest[:32]}-{scheme_key(quant)}-v{LAYOUT}"
         if disk:
@@ -147,8 +154,14 @@ def _load(path: Path, quant: str, cache: str | Path | None, disk: range) -> Load
             tensors = parked.tensors
         else:
             config, texts, tensors = _through(kept, source, key, quant)
+    return _loaded(build(tensors, config, quant, parked), config, texts, digest, quant)
+
+
+def _loaded(
+    model: Decoder | ForeignDecoder, config: DecoderConfig | ForeignConfig, texts: TextFiles, digest: str, quant: str
+) -> LoadedModel:
     return LoadedModel(
-        model=build(tensors, config, quant, parked),
+        model=model,
         config=config,
         tokenizer_json=texts.tokenizer_json,
         template=texts.template,
@@ -160,23 +173,27 @@ def _load(path: Path, quant: str, cache: str | Path | None, disk: range) -> Load
     )
 
 
+def _spread(path: Path, quant: str, devices: Sequence[str]) -> LoadedModel:
+    """A dense model of ours over several devices."""
+    from qwen_agent_kit.models.cuda.step import move, spread
+
+    source = _find(path)
+    config, checkpoint, texts = source.describe()
+    if len(devices) != config.layers:
+        raise PlanError(f"{len(devices)} layers were placed; the model has {config.layers}", hint="plan it again")
+    check(checkpoint, config)
+    model = build(gathered(spread(pack(checkpoint, config, quant), devices)), config, quant)
+    move(model, devices)  # what is not packed: rotations and constants
+    return _loaded(model, config, texts, _digest(source.files, file_digest), quant)
+
+
 def _foreign(folder: Path, quant: str, digest: str) -> LoadedModel | None:
     """A model that only transformers knows; None where it is ours, or nobody's."""
     data = read_json(folder / "config.json", largest=2**22)
     if is_ours(data) or (model := load_foreign(folder, data, quant)) is None:
         return None
     texts = read_text_files(folder, data, model.config.vocab_size)
-    return LoadedModel(
-        model=model,
-        config=model.config,
-        tokenizer_json=texts.tokenizer_json,
-        template=texts.template,
-        special=texts.special,
-        eos=texts.eos,
-        sampling_defaults=texts.sampling,
-        digest=digest,
-        scheme=quant,
-    )
+    return _loaded(model, model.config, texts, digest, quant)
 
 
 def _cache(folder: Path) -> WeightCache | None:
@@ -201,7 +218,7 @@ def _through(
         except OSError as error:
             _LOG.warning("packed weights could not be kept: %s", error.strerror)
         if found is None:
-            return config, texts, dict(pack(checkpoint, config, quant))
+            return config, texts, gathered(pack(checkpoint, config, quant))
     tensors, model = found
     return DecoderConfig.from_dict(model["config"]), TextFiles.from_dict(model["texts"]), tensors
 
@@ -272,6 +289,13 @@ def _gguf(path: Path) -> tuple[DecoderConfig, Checkpoint, TextFiles]:
     return config, GGUFModel(file, heads=config.heads, kv_heads=config.kv_heads), texts
 
 
+def _unquantised(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without what says how the weights are quantised, which an Omni model may keep with its thinker."""
+    inner = data.get("thinker_config")
+    nested = {"thinker_config": _unquantised(inner)} if isinstance(inner, Mapping) else {}
+    return {k: v for k, v in data.items() if k != "quantization_config"} | nested
+
+
 _TEXTS = (
     "config.json",
     "quantize_config.json",
@@ -281,6 +305,7 @@ _TEXTS = (
     "qwen.tiktoken",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "chat_template.json",
 )
 
 
@@ -294,8 +319,8 @@ def _directory(folder: Path) -> _Source:
 
     def describe() -> tuple[DecoderConfig, Checkpoint, TextFiles]:
         data = read_json(folder / "config.json", largest=2**22)
-        quantisation = quantisation_of(data, folder)
-        config = config_from({k: v for k, v in data.items() if k != "quantization_config"})
+        quantisation = quantisation_of({**thinker_of(data), **data}, folder)
+        config = config_from(_unquantised(data))
         convention = "qwen" if config.model_type == "qwen" else "transformers"
         plain = SafetensorsModel(folder, convention)
         checkpoint = plain if quantisation is None else QuantisedModel(plain, method_for(quantisation))

@@ -78,7 +78,9 @@ _STACKED = {
     "expert_gate_up": ("{m}layers.{i}.mlp.experts.gate_up_proj[{e}]",),
     "expert_down": ("{m}layers.{i}.mlp.experts.down_proj[{e}]",),
 }
-_PREFIXES = ("model.", "model.language_model.", "language_model.model.", "")
+_PREFIXES = ("model.", "model.language_model.", "language_model.model.", "thinker.model.", "")
+_HEADS = ("language_model.lm_head", "thinker.lm_head")
+"""Where Qwen2-Audio and the Omni models keep the head; an Omni talker's own tensors begin with ``talker.``."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ def naming_for(convention: str, names: Container[str]) -> Naming:
     modules = _MODULES[convention]
     if convention != "transformers":
         return Naming(modules)
-    if "language_model.lm_head.weight" in names:  # Qwen2-Audio
-        modules = {**modules, "head": ("language_model.lm_head",)}
+    if head := next((h for h in _HEADS if f"{h}.weight" in names), None):
+        modules = {**modules, "head": (head,)}
     prefix = next((p for p in _PREFIXES if f"{p}embed_tokens.weight" in names), _PREFIXES[0])
     stacked = any(f"{prefix}layers.{i}.mlp.experts.gate_up_proj" in names for i in range(64))
     if not stacked:

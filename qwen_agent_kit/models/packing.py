@@ -15,6 +15,7 @@ import torch
 from qwen_agent_kit.errors import ModelError
 from qwen_agent_kit.models.config import DecoderConfig
 from qwen_agent_kit.models.decoder import Decoder, Layer, Parked, RMSNorm
+from qwen_agent_kit.models.kernels import read_choices
 from qwen_agent_kit.models.linear import Linear, linear_from, pack_linear, value_dtype
 from qwen_agent_kit.models.moe import MLP, SparseMLP
 from qwen_agent_kit.models.naming import Naming, Part
@@ -206,7 +207,12 @@ def build(
         norm = RMSNorm(packed["norm"], config.norm_eps, dtype)
     except KeyError as error:
         raise ModelError(f"a packed model lacks {error.args[0]!r}", hint="delete the weight cache") from error
-    return Decoder(config, embedding=embedding, layers=layers, norm=norm, head=head, dtype=dtype, parked=parked)
+    decoder = Decoder(config, embedding=embedding, layers=layers, norm=norm, head=head, dtype=dtype, parked=parked)
+    choices = read_choices()
+    for module in decoder.modules():
+        if isinstance(module, Linear):
+            module.ranges = choices.of(module.layout, *module.shape)
+    return decoder
 
 
 def _layer(packed: Mapping[str, torch.Tensor], config: DecoderConfig, i: int, dtype: torch.dtype) -> Layer:

@@ -45,7 +45,8 @@ def read_text_files(folder: Path, config: Mapping[str, Any], vocab_size: int) ->
     """Read the text files of a model directory.
 
     Args:
-        folder: Holds tokenizer.json, and may hold tokenizer_config.json, chat_template.jinja, generation_config.json.
+        folder: Holds tokenizer.json, and may hold tokenizer_config.json, chat_template.jinja, chat_template.json (as
+            processors kept it), generation_config.json.
         config: What config.json holds, for its ``eos_token_id``.
         vocab_size: Ids are below it.
 
@@ -112,7 +113,7 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
         if path.stat().st_size > MAX_TEMPLATE:
             raise ModelError(f"`{path.name}` has {path.stat().st_size} bytes; allowed: at most {MAX_TEMPLATE}")
         return path.read_text(encoding="utf-8", errors="replace")
-    value = settings.get("chat_template")
+    value = _optional(folder / "chat_template.json").get("chat_template") or settings.get("chat_template")
     if isinstance(value, list):  # several by name; "default" is the one for conversations
         named = {t.get("name"): t.get("template") for t in value if isinstance(t, Mapping)}
         value = named.get("default")

@@ -10,6 +10,7 @@ from oracle import our_greedy
 
 from qwen_agent_kit.models import Decoder, load_model
 from qwen_agent_kit.models.cuda.attention import attend, attend_reference, store, store_reference
+from qwen_agent_kit.models.cuda.bnb import int8_reference, nf4_reference
 from qwen_agent_kit.models.cuda.graphs import DecodeGraphs, Row
 from qwen_agent_kit.models.cuda.linear import CardLinear
 from qwen_agent_kit.models.cuda.paged import PAGE, PagedKV, PagedPool
@@ -67,7 +68,7 @@ def test_the_captured_step_generates_what_the_cpu_does(tmp_path: Path) -> None:
         assert found == expected
 
 
-@pytest.mark.parametrize("scheme", ["bf16", "int8", "int4", "fp8"])
+@pytest.mark.parametrize("scheme", ["bf16", "int8", "int4", "fp8", "nf4", "llm-int8"])
 @pytest.mark.parametrize("shape", [(4096, 3584), (1000, 3420)])
 def test_linears_are_as_unpacked(scheme: str, shape: tuple[int, int]) -> None:
     """Whichever kernel was found right, one row to 300: close to the dense product, awkward shapes included."""
@@ -78,3 +79,36 @@ def test_linears_are_as_unpacked(scheme: str, shape: tuple[int, int]) -> None:
         x = torch.randn(n, shape[1], device="cuda", dtype=torch.bfloat16)
         right = x.float() @ weight.T
         assert float((layer(x).float() - right).norm()) < 0.15 * float(right.norm())
+
+
+def test_bitsandbytes_is_its_reference() -> None:
+    """nf4 with double quantisation and int8 with outliers apart, by the library on the card: what plain torch says."""
+    torch.manual_seed(0)
+    weight = (torch.randn(512, 1024) / 30).bfloat16().float()
+    x = torch.randn(17, 1024).bfloat16().float()
+    x[:, 5] = 40.0
+    given = x.to("cuda", torch.bfloat16)
+    for scheme, right in (("nf4", x @ nf4_reference(weight).T), ("llm-int8", int8_reference(x, weight))):
+        layer = CardLinear(weight.to("cuda"), None, scheme)
+        assert layer.kernel
+        assert float((layer(given).float().cpu() - right).norm()) < 0.02 * float(right.norm())
+
+
+def test_a_model_over_all_cards_and_the_cpu_answers_as_on_the_cpu(tmp_path: Path) -> None:
+    """Loaded by a device per layer, prompt and positions after it: the CPU's own logits."""
+    tiny_model_dir(tmp_path, "qwen3", layers=4)
+    cpu = load_model(tmp_path, quant="fp32").model
+    assert isinstance(cpu, Decoder)
+    last = f"cuda:{torch.cuda.device_count() - 1}"
+    spread = load_model(tmp_path, quant="fp32", devices=["cuda:0", "cuda:0", last, "cpu"]).model
+    assert isinstance(spread, Decoder)
+    prompt = list(range(60))
+    pools = [
+        PagedKV(PagedPool(8, m.config.kv_heads, m.config.head_dim, d, torch.float32))
+        for m, d in ((cpu, ["cpu"] * 4), (spread, ["cuda:0", "cuda:0", last, "cpu"]))
+    ]
+    found = []
+    for model, kv in zip((cpu, spread), pools, strict=True):
+        kv.ensure(len(prompt))
+        found.append(model.forward(torch.tensor(prompt), torch.arange(len(prompt)), kv, start=0).cpu())
+    assert torch.allclose(*found, atol=1e-3)

@@ -1,12 +1,10 @@
-"""The native kernels: products in a process of their own, a whole step against torch, the build and its threads."""
+"""The native kernels: products in a process of their own, a whole step against torch, and the build."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from native_build import compiled, python
 from native_reference import RoundedKV, slab_kv, with_reference
 from oracle import MODELS, DenseKV, our_logits, random_prompts
 
@@ -23,9 +22,6 @@ from qwen_agent_kit.placement.kernels import compiler
 from qwen_agent_kit.testing.models import tiny_model_dir
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
-
-SUPPORT = Path(__file__).parents[1] / "support"
-SOURCE = Path(built_library.__code__.co_filename).parent
 
 LEVELS = {
     "avx512-vnni": ("-march=native",),
@@ -48,26 +44,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-def python(code: str, *args: str, threads: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A child that sees the tests' support modules."""
-    path = os.pathsep.join((str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])))
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), *args],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def compiled(place: Path, flags: tuple[str, ...], source: Path | None = None) -> Path:
-    """native.c, or a program around it, built as ``flags`` say."""
-    command = [str(compiler()), "-O2", "-std=gnu11", "-fPIC", "-pthread", "-fno-math-errno", "-Wno-psabi", *flags]
-    target = source or SOURCE / "native.c"
-    subprocess.run([*command, f"-I{SOURCE}", str(target), "-o", str(place), "-lm"], check=True)
-    return place
-
-
 def products(library: Path, rows: str, threads: int) -> dict[str, Any]:
     done = python("import native_products, sys; native_products.main(*sys.argv[1:])", str(library), str(threads), rows)
     assert done.returncode == 0, done.stderr
@@ -78,7 +54,7 @@ def products(library: Path, rows: str, threads: int) -> dict[str, Any]:
 def hold(found: dict[str, dict[str, float]]) -> None:
     """Every matrix within its bounds; a row alone gives to the bit what it gives among others."""
     for name, worst in found.items():
-        assert worst["weights"] < (0.006 if name.startswith("int8") else 0.11), name
+        assert worst["weights"] < (0.006 if name.startswith("int8") else 0.085), name
         assert worst["product"] < PRODUCT_BOUND, name
         assert worst["alone"] == 0, name
 
@@ -361,93 +337,3 @@ def test_without_kernels_the_layers_are_torchs(tmp_path: Path, how: str) -> None
     )
     assert done.returncode == 0, done.stderr
     assert ("native kernels cannot be built" in done.stderr) == (how.startswith("a compiler"))
-
-
-def test_a_forked_child_has_threads_of_its_own(built: Path) -> None:
-    """A child of fork has none of its parent's threads; it computes the same and ends, also while its parent's other
-    threads are inside a step."""
-    done = python(
-        """
-        import os, sys, threading
-        import torch
-        from qwen_agent_kit.models.native.library import KINDS, Library, MatrixStruct
-        kernels = Library(sys.argv[1])
-        torch.set_num_threads(2)
-        tiles = kernels.pack(torch.randn(512, 512), "int8")
-        struct = MatrixStruct(tiles.data_ptr(), None, 512, 512, KINDS["int8"], 16)
-        x = torch.randn(64, 512)
-        expected = kernels.product(struct, x)
-        stop = threading.Event()
-        def busy():
-            while not stop.is_set():
-                kernels.product(struct, x)
-        for others in (0, 2):
-            threads = [threading.Thread(target=busy) for _ in range(others)]
-            for thread in threads:
-                thread.start()
-            children = []
-            for _ in range(10):
-                pid = os.fork()
-                if not pid:
-                    os._exit(0 if all(bool((kernels.product(struct, x) == expected).all()) for _ in range(5)) else 1)
-                children.append(pid)
-            codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-            stop.set()
-            for thread in threads:
-                thread.join()
-            stop.clear()
-            assert codes == [0] * 10, codes
-        """,
-        str(built),
-    )
-    assert done.returncode == 0, done.stderr
-
-
-POOL = """
-#include "native.c"
-#include <assert.h>
-#include <stdio.h>
-static _Atomic int mine, late;
-typedef struct { int unused; } none_t;
-static void program(const job_t *job, int thread) {
-    CHUNKS(i, job, 0, 100) {
-        if (thread) { atomic_fetch_add(&late, 1); usleep(300000); }
-        else { atomic_fetch_add(&mine, 1); usleep(2000); }
-    }
-    settle(job, 0, 100);
-}
-int main(void) {
-    none_t none = {0};
-    enter();
-    assert(make_phases(1));
-    perform(program, &none, sizeof none, 2, 1);
-    leave();
-    assert(mine + late == 100 && late <= 1);
-
-    /* most of the time was spent waiting for a thread that lost its core: fewer threads, for longer each time */
-    int64_t pauses[3];
-    for (int i = 0; i < 3; i++) {
-        waited = 900000;
-        learn(2, now() - 1000000);
-        assert(threads_for(2, now()) == 1 && threads_for(8, now()) == 1);
-        pauses[i] = pool.pause;
-        assert(threads_for(2, pool.until + 1) == 2);
-    }
-    assert(pauses[0] < pauses[1] && pauses[1] < pauses[2]);
-    /* a step without waiting ends it */
-    waited = 0;
-    learn(2, now() - 1000000);
-    assert(pool.pause == 0);
-    printf("done\\n");
-    return 0;
-}
-"""
-
-
-def test_a_thread_that_lost_its_core_holds_up_one_chunk(tmp_path: Path) -> None:
-    """Counted, not timed: with a second thread that stands still, the first does all other chunks; and where most of a
-    step was waiting, the next ones use fewer threads, longer each time, until a step runs without."""
-    (tmp_path / "pool.c").write_text(POOL)
-    program = compiled(tmp_path / "pool", ("-march=native", "-Wno-unused-function"), tmp_path / "pool.c")
-    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "done\n", done.stderr

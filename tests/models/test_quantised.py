@@ -13,7 +13,9 @@ import torch
 from oracle import our_logits
 from safetensors.torch import load_file, save_file
 
+from qwen_agent_kit.backends import Backend, MediaBudget, ModelFacts
 from qwen_agent_kit.errors import ModelError
+from qwen_agent_kit.host.media import LocalMedia
 from qwen_agent_kit.models import load_model
 from qwen_agent_kit.models.quantised import QuantisedModel, method_for
 from qwen_agent_kit.models.safetensors_file import SafetensorsModel
@@ -57,6 +59,28 @@ def test_a_foreign_checkpoint_is_packed_again(name: str, scheme: str) -> None:
     reference = load_file(folder / "reference.safetensors")
     found = our_logits(load_model(folder, quant=scheme).model, reference["ids"].tolist())
     assert off(found, reference["logits"]) < (0.05 if scheme == "int8" else 0.35)
+
+
+@pytest.mark.parametrize("name", ["gptq-4bit-act", "awq-4bit"])
+@pytest.mark.parametrize("nested", [False, True], ids=["beside", "inside"])
+def test_a_quantised_thinker_is_its_text_model(tmp_path: Path, name: str, nested: bool) -> None:
+    """Of an Omni checkpoint, wherever its config.json says how it is quantised; its talker is not looked at."""
+    shutil.copytree(DATA / name, tmp_path / "omni")
+    folder = tmp_path / "omni"
+    config = json.loads((folder / "config.json").read_bytes())
+    said = {"quantization_config": config.pop("quantization_config")}
+    text = config | {"model_type": "qwen2_5_omni_text"}
+    thinker = {"model_type": "qwen2_5_omni_thinker", "text_config": text}
+    outer = {"model_type": "qwen2_5_omni", "thinker_config": thinker | (said if nested else {})}
+    (folder / "config.json").write_text(json.dumps(outer | ({} if nested else said)))
+    tensors = {f"thinker.{key}": value for key, value in load_file(folder / "model.safetensors").items()}
+    save_file({**tensors, "talker.lm_head.weight": torch.zeros(2)}, folder / "model.safetensors")
+    (folder / "reference.safetensors").unlink()
+    expected = our_logits(load_model(DATA / name).model, [1, 2, 3])
+    loaded = load_model(folder)
+    assert torch.equal(our_logits(loaded.model, [1, 2, 3]), expected)
+    media = LocalMedia(Backend("any", frozenset({"text"})), ModelFacts({}), folder, MediaBudget())
+    assert media.tower_bytes(loaded.config) == 0
 
 
 @pytest.fixture

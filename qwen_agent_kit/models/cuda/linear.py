@@ -1,4 +1,4 @@
-"""Linear layers on a card: bf16, int8 rows, int4 groups and fp8 rows, by torch's own kernels where they are right.
+"""Linear layers on a card: bf16, int8 rows, int4 groups and fp8 rows by torch's kernels, nf4 and LLM.int8() by ``bnb``.
 
 Each packed matrix can be unpacked; a kernel is used only after it gave, on the spot and on this matrix, what unpacking
 and multiplying gives. Where there is none, or it is wrong, the matrix is unpacked and multiplied.
@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name everyone knows it by
 
 from qwen_agent_kit.errors import UsageError
+from qwen_agent_kit.models.cuda.bnb import int8_on_card, nf4_on_card
 
 __all__ = ["CardLinear", "Packed", "pack"]
 
@@ -22,6 +23,8 @@ GROUP = 64
 
 _FP8 = 448.0
 _CLOSE = 0.02
+_ROUNDS = ("fp8", "llm-int8")
+"""Round the activations as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ def pack(weight: torch.Tensor, scheme: str) -> Packed:
     Raises:
         UsageError: For an unknown scheme.
     """
-    packers = {"bf16": _bf16, "int8": _int8, "int4": _int4, "fp8": _fp8}
+    packers = {"bf16": _bf16, "int8": _int8, "int4": _int4, "fp8": _fp8, "nf4": _nf4, "llm-int8": _llm_int8}
     if scheme not in packers:
         raise UsageError(f"`scheme` is {scheme!r}; allowed on a card: {', '.join(packers)}")
     return packers[scheme](weight)
@@ -98,13 +101,26 @@ def _fp8(weight: torch.Tensor) -> Packed:
     return Packed("fp8", codes, scale, lambda: (codes.float() * scale).to(torch.bfloat16), multiply)
 
 
+def _nf4(weight: torch.Tensor) -> Packed:
+    packed, unpack, multiply = nf4_on_card(weight)
+    return Packed("nf4", packed, None, unpack, multiply)
+
+
+def _llm_int8(weight: torch.Tensor) -> Packed:
+    packed, unpack, multiply = int8_on_card(weight)
+    return Packed("llm-int8", packed, None, unpack, multiply)
+
+
 class CardLinear(nn.Module):
     """``y = x W^T + b`` for x bfloat16 [n, K].
 
     Args:
         weight: [N, K], dense, on its device.
         bias: [N] or None.
-        scheme: ``bf16``, ``int8``, ``int4`` or ``fp8``.
+        scheme: ``bf16``, ``int8``, ``int4``, ``fp8``, ``nf4`` or ``llm-int8``.
+
+    Raises:
+        UsageError: For an unknown scheme, or one whose library is not installed.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scheme: str) -> None:
@@ -118,7 +134,7 @@ class CardLinear(nn.Module):
         if self.packed.multiply is None or device.type != "cuda":
             return False
         generator = torch.Generator().manual_seed(0)
-        allowed = 0.08 if self.packed.scheme == "fp8" else _CLOSE  # fp8 rounds the activations as well
+        allowed = 0.08 if self.packed.scheme in _ROUNDS else _CLOSE
         for n in (1, 17):
             x = torch.randn(n, k, generator=generator).to(device, torch.bfloat16)
             right = F.linear(x, self.packed.unpack()).float()

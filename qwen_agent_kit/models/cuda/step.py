@@ -5,7 +5,7 @@ Layers may lie on several devices, as the plan placed them; the stream goes from
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,10 +16,11 @@ from qwen_agent_kit.errors import ModelError, PlanError
 from qwen_agent_kit.models.cuda.attention import attend, store
 from qwen_agent_kit.models.cuda.paged import PagedPool
 from qwen_agent_kit.models.decoder import Decoder, Layer
+from qwen_agent_kit.models.linear import Linear
 from qwen_agent_kit.models.moe import MLP
 from qwen_agent_kit.models.rope import rotate
 
-__all__ = ["DecodeStep", "Span", "devices_of", "draw", "move"]
+__all__ = ["DecodeStep", "Span", "devices_of", "draw", "move", "spread"]
 
 
 class Span(Protocol):
@@ -50,19 +51,37 @@ def devices_of(spans: Sequence[Span], layers: int) -> list[str]:
 
 
 def move(model: Decoder, devices: Sequence[str]) -> None:
-    """Put each layer on its device, in place; the embedding goes with the first, norm and head with the last.
+    """Put each layer on its device, in place; the embedding goes with the first, last norm and head with the last.
+
+    A tied head stays where the embedding is: the last layer's rows go back to it, which is less than a second copy.
 
     Raises:
         ModelError: For native kernels, which are the CPU's.
     """
     if model.embedding is None:
         raise ModelError("the model was packed for the CPU's kernels", hint="load it in bf16 for a card")
+    tied = getattr(model.head, "weight", None) is model.embedding
     for layer, device in zip(model.layers, devices, strict=True):
         _move(layer, device)
     model.embedding = model.embedding.to(devices[0])
-    ends: list[tuple[object, str]] = [(model.norm, devices[-1]), (model.head, devices[-1]), (model._rotary, devices[0])]
-    for part, device in ends:
+    if tied:
+        model.head = Linear(model.embedding)
+    model.head_device = torch.device(devices[0] if tied else devices[-1])
+    for part, device in ((model.norm, devices[-1]), (model.head, str(model.head_device)), (model._rotary, devices[0])):
         _move(part, device)
+
+
+def spread(tensors: Iterable[tuple[str, torch.Tensor]], devices: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Packed tensors, each on its layer's device as soon as it is made, so that no more than one is on the way.
+
+    Args:
+        tensors: As ``packing.pack`` gives them.
+        devices: Of each layer.
+    """
+    ends = {"embedding": devices[0], "norm": devices[-1], "head": devices[-1]}
+    for name, tensor in tensors:
+        first, _, rest = name.partition(".")
+        yield name, tensor.to(devices[int(rest.partition(".")[0])] if first == "layers" else ends[first])
 
 
 def _move(whole: object, device: str) -> None:
@@ -123,8 +142,7 @@ class DecodeStep:
             if device not in shared:
                 shared[device] = _Shared(*(t.to(device) for t in (cos, sin, tables, lengths, slots)))
             x = self._layer(layer, index, x.to(device), shared[device])
-        logits: torch.Tensor = model.head(model.norm(x))
-        return logits.float()
+        return model.logits(x).float()
 
     def _layer(self, layer: torch.nn.Module, index: int, x: torch.Tensor, at: _Shared) -> torch.Tensor:
         assert isinstance(layer, Layer), "a decoder has layers of one kind"

@@ -20,11 +20,11 @@ from qwen_agent_kit.errors import UsageError
 from qwen_agent_kit.paths import cache_dir, write_private
 from qwen_agent_kit.placement.kernels import compiler
 
-__all__ = ["LAYOUT", "built_library"]
+__all__ = ["LAYOUT", "built_library", "cpu_features", "source_digest"]
 
 _LOG = logging.getLogger("qwen_agent_kit")
 
-LAYOUT = "tiles2"
+LAYOUT = "tiles3"
 """Names the layout of packed models; raised with it."""
 
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-Wno-psabi")
@@ -61,13 +61,20 @@ def _sources() -> list[Path]:
 def _key(command: Path) -> str:
     known = command.resolve().stat()
     together = hashlib.sha256(f"{_FLAGS}\0{command.resolve()}\0{known.st_size}\0{known.st_mtime_ns}\0".encode())
-    together.update(_cpu())
-    for source in _sources():
-        together.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    together.update(cpu_features())
+    together.update(source_digest().encode())
     return together.hexdigest()[:32]
 
 
-def _cpu() -> bytes:
+def source_digest() -> str:
+    """SHA-256 of the sources, in hexadecimal."""
+    together = hashlib.sha256()
+    for source in _sources():
+        together.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return together.hexdigest()
+
+
+def cpu_features() -> bytes:
     """What tells one instruction set from another."""
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()

@@ -3,12 +3,12 @@
  * A matrix [N, K] is cut into blocks of 16 rows, and those into tiles of 32 columns, N and K filled up with zeros. A tile
  * of int8 is 512 bytes, [8][16][4]: four neighbouring columns of each of the 16 rows, eight times; each byte is the value
  * plus 128. A tile of int4 is 256 bytes, [4][16][4]: the low half of a byte belongs to the first 16 columns, the high
- * half to the other 16; each half is the value plus 8. A block is its tiles, then 16 scales in half precision for each,
- * filled up to whole cache lines, so that no load straddles two and a product reads memory straight through.
+ * half to the other 16. A block is its tiles, then 16 scales in half precision for each, then for int4 16 zeros of a byte
+ * for each, filled up to whole cache lines, so that no load straddles two. A weight of int4 is (half - zero / 16) * scale.
  *
- * A quantised row of activations is [groups * 32] int8, then [groups] float scales, then [groups] int32 corrections:
- * minus the offset of the weights times the sum of the group. Stored unsigned times signed is what one VNNI instruction
- * takes; the correction takes the offset out again.
+ * A quantised row of activations is [groups * 32] int8, then [groups] float scales, then [groups] corrections, which take
+ * out what is added to the weights: minus 128 times the sum of the group in int32 for int8, minus a sixteenth of the sum
+ * in float for int4. Stored unsigned times signed is what one VNNI instruction takes.
  *
  * Every output is summed group after group, whatever the number of rows, so a row's result does not depend on the batch.
  */
@@ -26,13 +26,13 @@ typedef struct {
 } matrix_t;
 
 INLINE int tile_bytes(int kind) { return kind == INT8 ? 512 : 256; }
-INLINE size_t block_bytes(int kind, int groups) { return ((size_t)groups * (tile_bytes(kind) + 32) + 63) / 64 * 64; }
-INLINE int offset_bits(int kind) { return kind == INT8 ? 7 : 3; }
+INLINE int held_bytes(int kind) { return kind == INT8 ? 544 : 304; } /* a tile, its scales and zeros */
+INLINE size_t block_bytes(int kind, int groups) { return ((size_t)groups * held_bytes(kind) + 63) / 64 * 64; }
 INLINE size_t row_bytes(int groups) { return ((size_t)groups * 40 + 63) / 64 * 64; }
 INLINE int blocks_of(const matrix_t *m) { return (m->n + 15) / 16; }
 
 /* Quantise 32 floats; `valid` of them count, the others are 0. */
-INLINE void quantise_group(const float *x, int valid, int8_t *q, float *scale, int32_t *correction, int bits) {
+INLINE void quantise_group(const float *x, int valid, int8_t *q, float *scale, uint8_t *correction, int kind) {
     float padded[32];
     if (valid < 32) {
         memset(padded, 0, sizeof padded);
@@ -60,22 +60,28 @@ INLINE void quantise_group(const float *x, int valid, int8_t *q, float *scale, i
     }
 #endif
     *scale = most / 127.0f;
-    *correction = -(sum * (1 << bits));
+    if (kind == INT8) {
+        int32_t offset = -(sum * 128);
+        memcpy(correction, &offset, 4);
+    } else {
+        float sixteenth = (float)sum * -0.0625f;
+        memcpy(correction, &sixteenth, 4);
+    }
 }
 
 /* A row of k floats; one that holds a NaN or an infinity gives NaN everywhere, so that it is seen. */
 static void quantise_row(const float *x, int k, uint8_t *row, int groups, int kind) {
     int8_t *q = (int8_t *)row;
     float *scale = (float *)(row + (size_t)groups * 32);
-    int32_t *correction = (int32_t *)(scale + groups);
-    int bits = offset_bits(kind), i = 0;
+    uint8_t *correction = (uint8_t *)(scale + groups);
+    int i = 0;
     v16 odd = splat(0);
     for (; i + 16 <= k; i += 16) { v16 v = load16(x + i); odd = odd + (v - v); }
     float wrong = sum16(odd);
     for (; i < k; i++) wrong += x[i] - x[i];
     for (int g = 0; g < groups; g++) {
         int left = k - g * 32;
-        quantise_group(x + g * 32, left < 32 ? left : 32, q + g * 32, scale + g, correction + g, bits);
+        quantise_group(x + g * 32, left < 32 ? left : 32, q + g * 32, scale + g, correction + g * 4, kind);
     }
     if (wrong != 0) for (int g = 0; g < groups; g++) scale[g] = wrong;
 }
@@ -94,10 +100,11 @@ INLINE void tile(const uint8_t *data, size_t stride, int kind, int groups, const
     for (int i = 0; i < rows * wide; i++) sums[i] = splat(0);
     for (int g = 0; g < groups; g++) {
         __m512i q[2][8];
-        v16 ws[2];
+        v16 ws[2], zero[2];
         for (int w = 0; w < wide; w++) {
-            const uint8_t *p = data + w * stride + (size_t)g * bytes;
-            ws[w] = half16(data + w * stride + (size_t)groups * bytes + (size_t)g * 32);
+            const uint8_t *p = data + w * stride + (size_t)g * bytes, *scales = data + w * stride + (size_t)groups * bytes;
+            ws[w] = half16(scales + (size_t)g * 32);
+            if (kind == INT4) zero[w] = bytes16(scales + (size_t)groups * 32 + (size_t)g * 16);
             if (rows == 1) _mm_prefetch((const char *)(p + 2048), _MM_HINT_T0);
             if (kind == INT8) {
                 for (int j = 0; j < 8; j++) q[w][j] = _mm512_loadu_si512(p + 64 * j);
@@ -117,7 +124,7 @@ INLINE void tile(const uint8_t *data, size_t stride, int kind, int groups, const
             memcpy(&scale, rest, 4);
             __m512i first[2], second[2];
             for (int w = 0; w < wide; w++) {
-                first[w] = four(rest + (size_t)groups * 4);
+                first[w] = kind == INT8 ? four(rest + (size_t)groups * 4) : _mm512_setzero_si512();
                 second[w] = _mm512_setzero_si512();
             }
             for (int j = 0; j < 4; j++) {
@@ -129,6 +136,7 @@ INLINE void tile(const uint8_t *data, size_t stride, int kind, int groups, const
             }
             for (int w = 0; w < wide; w++) {
                 v16 whole = _mm512_cvtepi32_ps(_mm512_add_epi32(first[w], second[w]));
+                if (kind == INT4) whole = fma16(zero[w], _mm512_castsi512_ps(four(rest + (size_t)groups * 4)), whole);
                 sums[w * rows + r] = fma16(whole, ws[w] * splat(scale), sums[w * rows + r]);
             }
         }
@@ -142,12 +150,13 @@ INLINE void tile(const uint8_t *data, size_t stride, int kind, int groups, const
         for (int r = 0; r < rows; r++) {
             const int8_t *a = (const int8_t *)x[r];
             const float *scale = (const float *)(x[r] + (size_t)groups * 32);
-            const int32_t *correction = (const int32_t *)(scale + groups);
+            const uint8_t *scales = data + w * stride + (size_t)groups * bytes;
             v16 sum = splat(0);
             for (int g = 0; g < groups; g++) {
                 const uint8_t *p = data + w * stride + (size_t)g * bytes;
-                int32_t acc[16];
-                for (int n = 0; n < 16; n++) acc[n] = correction[g];
+                int32_t acc[16], offset = 0;
+                if (kind == INT8) memcpy(&offset, scale + groups + g, 4);
+                for (int n = 0; n < 16; n++) acc[n] = offset;
                 for (int j = 0; j < 8; j++)
                     for (int n = 0; n < 16; n++)
                         for (int i = 0; i < 4; i++) {
@@ -157,7 +166,8 @@ INLINE void tile(const uint8_t *data, size_t stride, int kind, int groups, const
                         }
                 v16 whole;
                 for (int n = 0; n < 16; n++) ((float *)&whole)[n] = (float)acc[n];
-                sum = fma16(whole, half16(data + w * stride + (size_t)groups * bytes + (size_t)g * 32) * splat(scale[g]), sum);
+                if (kind == INT4) whole = fma16(bytes16(scales + (size_t)groups * 32 + (size_t)g * 16), splat(scale[groups + g]), whole);
+                sum = fma16(whole, half16(scales + (size_t)g * 32) * splat(scale[g]), sum);
             }
             sums[w * rows + r] = sum;
         }
@@ -221,12 +231,13 @@ static void unpack_row(const matrix_t *m, int64_t index, float *y) {
     const uint8_t *p = m->data + (size_t)(index / 16) * block_bytes(m->kind, m->groups);
     const uint8_t *halves = p + (size_t)m->groups * bytes;
     for (int g = 0; g < m->groups; g++, p += bytes) {
-        float scales[16], values[32];
+        float scales[16], values[32], zero = 128;
         store16(scales, half16(halves + (size_t)g * 32));
+        if (m->kind == INT4) zero = (float)halves[(size_t)m->groups * 32 + (size_t)g * 16 + n] * 0.0625f;
         for (int i = 0; i < 32; i++) {
             int j = i / 4, at = (m->kind == INT8 ? j : j % 4) * 64 + n * 4 + i % 4;
-            int value = m->kind == INT8 ? (int)p[at] - 128 : (j < 4 ? p[at] & 15 : p[at] >> 4) - 8;
-            values[i] = (float)value * scales[n];
+            int value = m->kind == INT8 ? p[at] : j < 4 ? p[at] & 15 : p[at] >> 4;
+            values[i] = ((float)value - zero) * scales[n];
         }
         int left = m->k - g * 32;
         memcpy(y + g * 32, values, (size_t)(left < 32 ? left : 32) * sizeof(float));

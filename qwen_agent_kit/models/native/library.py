@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 
 import torch
 
 from qwen_agent_kit.errors import EngineError
+from qwen_agent_kit.models.kernels import read_choices
 from qwen_agent_kit.models.native.build import built_library
+from qwen_agent_kit.placement.kernels import compiler
 
 __all__ = ["KINDS", "LayerStruct", "Library", "MatrixStruct", "MlpStruct", "ModelStruct", "SegmentStruct", "library"]
 
+_LOG = logging.getLogger("qwen_agent_kit")
+
 KINDS = {"int8": 0, "int4": 1}
-_TILE_BYTES = {"int8": 544, "int4": 288}
-"""Of 16 rows by 32 columns: the values, and 16 scales in half precision."""
+_TILE_BYTES = {"int8": 544, "int4": 304}
+"""Of 16 rows by 32 columns: the values, 16 scales in half precision and, for int4, 16 zeros."""
 
 
 PACK_VALUES = 2**22
@@ -155,8 +160,19 @@ def _done(failed: int, result: torch.Tensor) -> torch.Tensor:
     return result
 
 
-@cache
 def library() -> Library | None:
-    """The kernels, built where they were not; None where there is no compiler or they are switched off."""
+    """The kernels, built where they were not.
+
+    None where there is no compiler, they are switched off, or ``qak bench kernels`` found one wrong.
+    """
+    return None if compiler() is None else _built()
+
+
+@cache
+def _built() -> Library | None:
+    for name, why in read_choices().refused.items():
+        if name.startswith("native"):
+            _LOG.warning("native kernels are not used, torch's are: `qak bench kernels` found that `%s` %s", name, why)
+            return None
     path = built_library()
     return None if path is None else Library(str(path))

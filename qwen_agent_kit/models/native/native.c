@@ -1,7 +1,9 @@
 /* A linear layer, or a whole step of the decoder, in one call.
  *
- * Everything that a thread reads outside the chunks that it took is owned by the pool or kept alive by the caller until
- * `qak_quiesce`, since a thread that lost its core may still be on its way through a step that is over.
+ * A thread that lost its core may still be on its way through a step that is over, while the next one, of another model
+ * even, uses the same scratch. So what a thread reads outside the chunks that it took is owned by the pool or kept alive
+ * by the caller until `qak_quiesce`; it may be noise by then, so it is never an index or an address; and what a thread
+ * writes outside its chunks goes where only this thread ever writes, `own`.
  */
 #include "simd.h"
 #include "pool.h"
@@ -39,6 +41,8 @@ typedef struct {
 
 typedef struct { int32_t segment, first, rows, position; } piece_t;
 
+#define FEW 4 /* so few rows each thread quantises for itself, which saves a barrier */
+
 typedef struct {
     const model_t *model;
     const int64_t *ids;
@@ -54,7 +58,8 @@ typedef struct {
     float *share;
     uint8_t *acts, *own;
     attention_t *attention;
-    int64_t act_bytes;
+    int64_t act_bytes, own_bytes;
+    int32_t few_kept[FEW]; /* `kept` where they are few */
 } step_t;
 
 typedef struct {
@@ -63,26 +68,41 @@ typedef struct {
     float *y;
     int32_t rows, unused;
     uint8_t *acts, *own;
-    int64_t act_bytes;
+    int64_t act_bytes, own_bytes;
 } product_t;
 
 _Static_assert(sizeof(step_t) <= sizeof(((job_t *)0)->args), "a step travels with its job");
 
-#define FEW 4     /* so few rows each thread quantises for itself, which saves a barrier */
 #define BLOCK 64  /* rows that share a pass over the weights */
 #define CHUNK_ROWS 4
 
-static struct { char *memory; size_t size; } scratch;
+/* What the threads of a step share, and what each quantises few rows into: as much for every thread that there may be,
+ * at a place that depends on the thread alone. */
+typedef struct { char *memory; size_t size; } room_t;
+static room_t scratch, own;
 
-static int make_scratch(size_t size) {
-    if (size <= scratch.size) return 1;
+static int make_room(room_t *room, size_t size) {
+    if (size <= room->size) return 1;
     quiesce();
-    free(scratch.memory);
-    size += size / 4;
-    scratch.memory = aligned_alloc(64, (size + 63) / 64 * 64);
-    scratch.size = scratch.memory ? size : 0;
-    return scratch.memory != NULL;
+    char *old = room->memory;
+    *room = (room_t){0}; /* a fork may come at any moment */
+    free(old);
+    size = (size + size / 4 + 63) / 64 * 64;
+    room->memory = aligned_alloc(64, size);
+    room->size = room->memory ? size : 0;
+    return room->memory != NULL;
 }
+
+/* In the tests' build: what is read before it was written is no number. */
+static void blot(room_t *room) {
+#ifdef QAK_STUMBLE
+    memset(room->memory, 0xff, room->size);
+#endif
+    (void)room;
+}
+
+static int make_own(int64_t act_bytes) { return make_room(&own, (size_t)(MOST_THREADS * FEW * act_bytes)); }
+static int64_t own_bytes(void) { return (int64_t)(own.size / MOST_THREADS / 64 * 64); }
 
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -135,7 +155,8 @@ static int prepare(const job_t *job, int p, int thread, const step_t *s, const m
                    int64_t wide, const float *weight, int rows, const int32_t *which, const uint8_t **acts) {
     float buffer[m->k + 16];
     int few = rows <= FEW;
-    uint8_t *to = few ? s->own + (int64_t)thread * FEW * s->act_bytes : s->acts;
+    stumble();
+    uint8_t *to = few ? s->own + thread * s->own_bytes : s->acts;
     int parts = few ? 1 : (rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
     *acts = to;
     for (int64_t i = few ? 0 : take(job, p, parts); few ? i < 1 : i >= 0; i = few ? 1 : take(job, p, parts)) {
@@ -360,7 +381,8 @@ static void run_step(const job_t *job, int thread) {
         if (!product(job, p + 9, down, acts, s.act_bytes, s.rows, s.x, hidden, 1)) return;
     }
     if (!s.wanted) return;
-    if (!prepare(job, p, thread, &s, &m->head, NORMED, s.x, hidden, m->norm, s.wanted, s.kept, &acts)) return;
+    const int32_t *kept = s.wanted <= FEW ? s.few_kept : s.kept;
+    if (!prepare(job, p, thread, &s, &m->head, NORMED, s.x, hidden, m->norm, s.wanted, kept, &acts)) return;
     product(job, p + 1, &m->head, acts, s.act_bytes, s.wanted, s.logits, m->vocab, 0);
 }
 
@@ -390,7 +412,6 @@ static void cut_step(cutter_t *c, step_t *s, int segments, int pieces, int threa
     s->used = cut(c, 1 + 3 * (int64_t)(m->experts + 1), 4);
     s->share = cut(c, rows * each, 4);
     s->acts = cut(c, rows * (each + 1), (size_t)s->act_bytes);
-    s->own = cut(c, (int64_t)threads * FEW, (size_t)s->act_bytes);
     s->attention = cut(c, threads, sizeof(attention_t));
 }
 
@@ -424,10 +445,13 @@ int qak_step(const model_t *model, const int64_t *ids, const float *embeds, cons
     s.pieces = cut_pieces(&s, segments, count, NULL);
     enter();
     cut_step(&counted, &s, count, s.pieces, threads);
-    if (!make_phases(phases) || !make_scratch(counted.used)) {
+    if (!make_phases(phases) || !make_room(&scratch, counted.used) || !make_own(s.act_bytes)) {
         leave();
         return 1;
     }
+    s.own = (uint8_t *)own.memory;
+    s.own_bytes = own_bytes();
+    blot(&scratch);
     cutter.base = scratch.memory;
     cut_step(&cutter, &s, count, s.pieces, threads);
     memcpy(s.segments, segments, (size_t)count * sizeof(segment_t));
@@ -436,6 +460,7 @@ int qak_step(const model_t *model, const int64_t *ids, const float *embeds, cons
         row += (int)segments[i].count;
         for (int64_t w = segments[i].wanted; w > 0; w--) s.kept[n++] = row - (int32_t)w;
     }
+    memcpy(s.few_kept, s.kept, (size_t)(s.wanted < FEW ? s.wanted : FEW) * sizeof(int32_t));
     perform(run_step, &s, sizeof s, threads, phases);
     leave();
     return 0;
@@ -444,7 +469,7 @@ int qak_step(const model_t *model, const int64_t *ids, const float *embeds, cons
 static void run_product(const job_t *job, int thread) {
     product_t p;
     memcpy(&p, job->args, sizeof p);
-    step_t s = {.acts = p.acts, .own = p.own, .act_bytes = p.act_bytes};
+    step_t s = {.acts = p.acts, .own = p.own, .act_bytes = p.act_bytes, .own_bytes = p.own_bytes};
     const uint8_t *acts;
     if (!prepare(job, 0, thread, &s, &p.matrix, PLAIN, p.x, p.matrix.k, NULL, p.rows, NULL, &acts)) return;
     product(job, 1, &p.matrix, acts, p.act_bytes, p.rows, p.y, p.matrix.n, 0);
@@ -456,13 +481,15 @@ int qak_product(const matrix_t *matrix, const float *x, int rows, float *y, int 
     if (threads < 1) threads = 1;
     if (threads > MOST_THREADS) threads = MOST_THREADS;
     enter();
-    int64_t shared = (int64_t)rows * p.act_bytes;
-    if (!make_phases(2) || !make_scratch((size_t)(shared + (int64_t)threads * FEW * p.act_bytes) + 64)) {
+    size_t few = rows <= FEW ? (size_t)rows * matrix->k * sizeof(float) : 0;
+    if (!make_phases(2) || !make_room(&scratch, few + (size_t)rows * p.act_bytes) || !make_own(p.act_bytes)) {
         leave();
         return 1;
     }
+    p.own = (uint8_t *)own.memory;
+    p.own_bytes = own_bytes();
     p.acts = (uint8_t *)scratch.memory;
-    p.own = p.acts + shared;
+    if (few) p.x = memcpy(scratch.memory, x, few); /* every thread reads all of it, and the caller's may be gone */
     perform(run_product, &p, sizeof p, threads, 2);
     leave();
     return 0;

@@ -36,7 +36,6 @@ static struct {
     _Atomic uint32_t turn; /* odd while a job is being written */
     _Atomic int active;
     int sleeping, started;
-    pid_t pid;
     job_t job;
     phase_t *phases;
     int room;
@@ -93,9 +92,23 @@ static int settle(const job_t *job, int p, int64_t n) {
 }
 #define CHUNKS(i, job, p, n) for (int64_t i; (i = take(job, p, n)) >= 0; did(p))
 
+/* Tests build with QAK_STUMBLE: every thread but the caller's then loses its core now and then, for longer than a
+ * small step takes, where it is in no chunk. */
+#ifdef QAK_STUMBLE
+static _Thread_local uint32_t stumbles;
+static void stumble(void) {
+    if (stumbles && (stumbles = stumbles * 1664525u + 1013904223u | 1) >> 28 == 0) usleep(QAK_STUMBLE);
+}
+#else
+static void stumble(void) {}
+#endif
+
 static void *worker(void *given) {
     int thread = (int)(intptr_t)given;
     uint32_t last = 0;
+#ifdef QAK_STUMBLE
+    stumbles = (uint32_t)thread;
+#endif
     for (;;) {
         for (int spins = 0; (atomic_load(&pool.turn) & 1) || atomic_load(&pool.turn) == last; spins++) {
             if (spins < SPINS) { relax(); continue; }
@@ -112,6 +125,7 @@ static void *worker(void *given) {
         atomic_thread_fence(memory_order_seq_cst);
         if (!(turn & 1) && atomic_load(&pool.turn) == turn) {
             last = turn;
+            stumble();
             if (thread < job.threads) job.run(&job, thread);
         }
         atomic_fetch_sub(&pool.active, 1);
@@ -130,25 +144,28 @@ static void quiesce(void) {
     while (atomic_load(&pool.active)) sched_yield();
 }
 
-static void enter(void) {
-    if (pool.pid != getpid()) { /* the first use, or a fork: its child has none of the threads */
-        pthread_mutex_init(&pool.user, NULL);
-        pthread_mutex_init(&pool.lock, NULL);
-        pthread_cond_init(&pool.wake, NULL);
-        pool.pid = getpid();
-        pool.started = pool.sleeping = 0;
-        atomic_store(&pool.active, 0);
-        if (atomic_load(&pool.turn) & 1) atomic_fetch_add(&pool.turn, 1);
-    }
-    pthread_mutex_lock(&pool.user);
+/* A child of fork has none of the threads, and the locks as they happened to be. */
+static void after_fork(void) {
+    pthread_mutex_init(&pool.user, NULL);
+    pthread_mutex_init(&pool.lock, NULL);
+    pthread_cond_init(&pool.wake, NULL);
+    pool.started = pool.sleeping = 0;
+    atomic_store(&pool.active, 0);
+    if (atomic_load(&pool.turn) & 1) atomic_fetch_add(&pool.turn, 1);
 }
+__attribute__((constructor)) static void at_load(void) { pthread_atfork(NULL, NULL, after_fork); }
+
+static void enter(void) { pthread_mutex_lock(&pool.user); }
 static void leave(void) { pthread_mutex_unlock(&pool.user); }
 
 /* Room for n phases; between enter and leave, before perform. */
 static int make_phases(int n) {
     if (n <= pool.room) return 1;
     quiesce();
-    free(pool.phases);
+    phase_t *old = pool.phases;
+    pool.phases = NULL;
+    pool.room = 0;
+    free(old);
     pool.phases = aligned_alloc(64, (size_t)n * sizeof(phase_t));
     pool.room = pool.phases ? n : 0;
     return pool.phases != NULL;

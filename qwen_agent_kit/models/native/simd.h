@@ -31,6 +31,9 @@ INLINE v16 bf16x16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 INLINE v16 half16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE v16 bytes16(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 /* Lanes from `first` to `last` (not included) are v, the others `other`. */
 INLINE v16 between(v16 v, int first, int last, float other) {
     uint32_t low = first <= 0 ? 0xffff : first >= 16 ? 0 : (0xffffu << first) & 0xffff;
@@ -79,6 +82,7 @@ INLINE v16 half16(const void *p) {
     uint16_t h[16]; memcpy(h, p, 32);
     v16 v; for (int i = 0; i < 16; i++) v[i] = half1(h[i]); return v;
 }
+INLINE v16 bytes16(const uint8_t *p) { v16 v; for (int i = 0; i < 16; i++) v[i] = p[i]; return v; }
 INLINE v16 between(v16 v, int first, int last, float other) {
     for (int i = 0; i < 16; i++) v[i] = i >= first && i < last ? v[i] : other;
     return v;
