@@ -56,7 +56,6 @@ FAMILIES: tuple[Family, ...] = (
         (),
         _SEES | _HEARS,
         "transformers models/qwen2_5_omni",
-        runs=False,
     ),
     Family("qwen3_vl", ("qwen3_vl",), (), _SEES, "transformers models/qwen3_vl"),
     Family("qwen3_vl_moe", ("qwen3_vl_moe",), (), _SEES, "transformers models/qwen3_vl_moe", runs=False),

@@ -34,6 +34,7 @@ class Layout:
         column: Further bytes per column.
         otherwise: The scheme of a matrix whose shape does not fit.
         pad: Rows and columns are filled up to multiples of these.
+        line: What ``pad`` rows take together is filled up to a multiple of it.
         bias: Bytes of a bias's value, 0 for the activations' type.
         fixed: Further bytes per matrix.
         lookup: Whether rows can be looked up in it, so that a tied embedding needs no copy of its own.
@@ -51,6 +52,7 @@ class Layout:
     column: int = 0
     otherwise: str = ""
     pad: tuple[int, int] = (1, 1)
+    line: int = 1
     bias: int = 0
     fixed: int = 0
     lookup: bool = False
@@ -73,8 +75,8 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 NATIVE: dict[str, Layout] = {
-    "int8": Layout(8, group=32, scale=2, pad=(16, 32), bias=4, fixed=64, lookup=True),
-    "int4": Layout(4, group=32, scale=2, pad=(16, 32), bias=4, fixed=64, lookup=True),
+    "int8": Layout(8, group=32, scale=2, pad=(16, 32), line=64, bias=4, fixed=64, lookup=True),
+    "int4": Layout(4, group=32, scale=3, pad=(16, 32), line=64, bias=4, fixed=64, lookup=True),
 }
 """What replaces rows of ``LAYOUTS`` where the native kernels are used."""
 
@@ -110,4 +112,8 @@ def matrix_bytes(scheme: str, rows: int, columns: int) -> int:
     if layout.group:
         groups = 1 if layout.group == ROW else -(-columns // layout.group)
         groups *= -(-rows // layout.block)
-    return -(-rows * columns * layout.bits // 8) + round(groups * layout.scale) + layout.column * columns + layout.fixed
+    whole = -(-rows * columns * layout.bits // 8) + round(groups * layout.scale)
+    if layout.line > 1:
+        together = max(1, rows // layout.pad[0])
+        whole = together * -(-whole // (together * layout.line)) * layout.line
+    return whole + layout.column * columns + layout.fixed

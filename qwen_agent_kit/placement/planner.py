@@ -7,7 +7,7 @@ taken off its room first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from qwen_agent_kit.errors import PlanError, UsageError
@@ -50,6 +50,8 @@ class Model:
         extended: Positions that it reaches with rope scaling, 0 where it cannot.
         files: The scheme of its files, "" where they are not quantised.
         through: Another library whose modules run it in the kit's engine, "" for the engine's own.
+        towers: Bytes that whoever drives its media states for the towers and their work; counted from ``shape`` where
+            None.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Model:
     extended: int = 0
     files: str = ""
     through: str = ""
+    towers: Callable[[Wishes], int] | None = None
 
     @property
     def schemes(self) -> tuple[str, ...]:
@@ -148,6 +151,8 @@ def _tries(inventory: Inventory, model: Model, wishes: Wishes) -> Iterator[_Try]
     wanted = wishes.context or model.shape.context
     for scheme in schemes:
         fp = footprint(model.shape, scheme)
+        if model.towers is not None:
+            fp = replace(fp, towers=model.towers(wishes), stated=True)
         for level, devices in _levels(inventory, wishes):
             yield _attempt(fp, devices, level, wanted, wishes)
 
@@ -371,6 +376,7 @@ def _changes(inventory: Inventory, model: Model, wishes: Wishes) -> tuple[str, .
     found: list[tuple[float, str]] = []
     schemes = [wishes.quant] if wishes.quant != "auto" else []
     schemes += [name for name in model.schemes if name not in schemes]
+    smallest = sorted(schemes, key=lambda name: footprint(model.shape, name).weights)
     for cost, disk in ((0.0, False), (4.0, True)):
         if disk and wishes.disk:
             continue
@@ -381,7 +387,7 @@ def _changes(inventory: Inventory, model: Model, wishes: Wishes) -> tuple[str, .
             if length < min(LEAST, model.shape.context):
                 continue
             # On disk each byte is read again for every token, so there the smallest scheme is the nearest.
-            steps = len(schemes) - 1 - schemes.index(scheme) if disk else schemes.index(scheme)
+            steps = smallest.index(scheme) if disk else schemes.index(scheme)
             cut = 1 - length / (wishes.context or model.shape.context)
             text = f"quant={scheme!r} with context={length}" + (" and layers on disk (slow)" if disk else "")
             found.append((cost + steps + cut, text))

@@ -13,7 +13,7 @@ from qwen_agent_kit.placement.gguf import GGUFHeader, read_gguf
 from qwen_agent_kit.placement.shape import Delta, Shape
 from qwen_agent_kit.placement.towers import Tower, audio_tower, vision_tower
 
-__all__ = ["read_config", "read_shape", "shape_from_config", "shape_from_gguf"]
+__all__ = ["read_config", "read_shape", "shape_from_config", "shape_from_gguf", "thinker_of"]
 
 _QWEN2 = ("qwen2", "qwen2_vl", "qwen2_5_vl", "qwen2_audio", "qwen2_5_omni_thinker", "qwen2_5_omni")
 _MOE = ("qwen2_moe", "qwen3_moe", "qwen3_vl_moe", "qwen3_omni_moe", "qwen3_omni_moe_thinker")
@@ -71,6 +71,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return data
 
 
+def thinker_of(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What describes the model that answers in text: of an Omni model, whose config.json holds a talker too, a part."""
+    inner = data.get("thinker_config")
+    return inner if isinstance(inner, Mapping) else data
+
+
 class _Given:
     """A config's object; every number that leaves it was checked."""
 
@@ -117,8 +123,7 @@ def shape_from_config(data: Mapping[str, Any], where: str = "config.json") -> Sh
     Raises:
         ModelError: Names the field that is missing or out of range.
     """
-    top = _Given(data, where)
-    top = top.inner("thinker_config") or top
+    top = _Given(thinker_of(data), where)
     text = top.inner("text_config") or top
     kind = str(top.data.get("model_type", ""))
     if "tie_word_embeddings" not in text.data and "tie_word_embeddings" in top.data:

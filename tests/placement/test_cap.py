@@ -85,7 +85,7 @@ LARGE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("SmolLM2-360M-Instruct", {}),
     "qwen2": ("Qwen2.5-0.5B-Instruct", {"num_hidden_layers": 20}),
     "qwen3": ("Qwen3-0.6B", {"num_hidden_layers": 12}),
-    "qwen2_moe": ("Qwen1.5-MoE-A2.7B-Chat", {"num_hidden_layers": 3, "num_experts": 8, "vocab_size": 50000}),
+    "qwen2_moe": ("Qwen1.5-MoE-A2.7B-Chat", {"num_hidden_layers": 3, "num_experts": 8, "vocab_size": 20000}),
     "qwen3_moe": ("Qwen3-30B-A3B", {"num_hidden_layers": 2, "num_experts": 16, "vocab_size": 50000}),
 }
 """Released shapes, cut to 300 to 900 MB in bfloat16."""

@@ -160,6 +160,30 @@ def test_other_refusals(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         fetch_hub("own/tiny")
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "hint"),
+    [
+        (401, "unauthorized", "HF_TOKEN"),
+        (403, "unauthorized", "HF_TOKEN"),
+        (404, "not_found", "local directory"),
+    ],
+)
+def test_a_bare_status_is_explained(served: Hub, big: bytes, status: int, code: str, hint: str) -> None:
+    """A hub, or a host of its files, that says nothing but a status: an error with its cure, and nothing to load."""
+    for site in (served.api, served.cdn):
+        routes = site._server.RequestHandlerClass.routes  # type: ignore[attr-defined]
+        site._server.RequestHandlerClass.routes = {"*": lambda exchange: exchange.give(status)}  # type: ignore[attr-defined]
+        error = refused("own/big")
+        assert error.code == code
+        assert error.hint is not None
+        assert hint in error.hint
+        reference = parse_reference("own/big")
+        assert reference is not None
+        assert locate_model(reference) is None
+        site._server.RequestHandlerClass.routes = routes  # type: ignore[attr-defined]
+    assert (fetch_hub("own/big") / "model.safetensors").read_bytes() == big
+
+
 def test_the_token_stays_with_the_hub(served: Hub, model: dict[str, bytes]) -> None:
     """It opens a gated repository, and the host of the large files never sees it."""
     served.repos["own/tiny"] = model
@@ -294,12 +318,12 @@ def killed_and_resumed(served: Hub, home: Path, big: bytes, times: int) -> None:
     rng = random.Random(times)
     served.pace = 0.03
     part = home / "qak" / "cache" / "models" / "hf" / "own--big" / f"{COMMIT}.fetching" / "model.safetensors.part"
-    for _ in range(times):
+    for n in range(times):
         run = child(CODE.format(repo="own/big"), served, home)
         have = part.stat().st_size if part.exists() else 0
-        while run.poll() is None and (part.stat().st_size if part.exists() else 0) == have:
-            time.sleep(0.005)
-        time.sleep(rng.random() * 0.1)
+        while n % 2 == 0 and run.poll() is None and (part.stat().st_size if part.exists() else 0) == have:
+            time.sleep(0.005)  # every other one after something came, so that there is something to resume
+        time.sleep(rng.random() * (0.8 if n % 2 else 0.1))
         run.kill()
         run.communicate()
         assert not (part.parent.parent / COMMIT).exists()

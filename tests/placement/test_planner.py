@@ -151,6 +151,16 @@ def test_layers_go_to_the_cpu_and_then_to_disk():
     assert offloaded.placements[-1].kind == "disk"
 
 
+@pytest.mark.parametrize("quant", ["auto", "bf16", "int4"])
+def test_on_disk_the_smallest_scheme_is_proposed_first(quant):
+    """Whichever scheme was asked for, as each byte there is read again for every token."""
+    here, wishes = machine(memory=6, disk=100), Wishes(context=16384, quant=quant)
+    plan = plan_model(here, model("Qwen3-8B"), wishes)
+    assert not plan.feasible
+    disk = [change for change in plan.changes if "disk" in change]
+    assert [change.split("'")[1] for change in disk] == ["int4", "int8", "bf16"]
+
+
 def test_larger_media_need_more():
     """Pixels and seconds cost activations, and only where the model sees or hears."""
     vision, text = model("Qwen2.5-VL-7B-Instruct"), model("Qwen3-8B")
