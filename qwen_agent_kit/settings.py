@@ -7,6 +7,7 @@
     context = 4096           # positions per conversation        QAK_CONTEXT
     prefixes = "off"         # on, off: prompts on disk          QAK_PREFIXES
     disk = "on"              # on, off: layers on disk           QAK_DISK
+    ahead = "off"            # on, off: work between turns       QAK_AHEAD
     hub_token = "..."        # for gated repositories            HF_TOKEN
 
 A file that says something else is refused with the key and its line, unless the variable says it better; a secret is
@@ -29,7 +30,12 @@ from qwen_agent_kit.paths import data_dir
 __all__ = ["Settings", "config_path", "load_settings"]
 
 _MOST = 2**16
-_ALLOWED = {"quant": ("auto", "fp32", "bf16", "int8", "int4"), "prefixes": ("on", "off"), "disk": ("on", "off")}
+_ALLOWED = {
+    "quant": ("auto", "fp32", "bf16", "int8", "int4"),
+    "prefixes": ("on", "off"),
+    "disk": ("on", "off"),
+    "ahead": ("on", "off"),
+}
 _SECRET = frozenset({"hub_token"})
 _ENVIRONMENT = {
     "model": "QAK_MODEL",
@@ -37,6 +43,7 @@ _ENVIRONMENT = {
     "context": "QAK_CONTEXT",
     "prefixes": "QAK_PREFIXES",
     "disk": "QAK_DISK",
+    "ahead": "QAK_AHEAD",
     "hub_token": "HF_TOKEN",
 }
 _TYPES: dict[str, type] = {
@@ -45,6 +52,7 @@ _TYPES: dict[str, type] = {
     "context": int,
     "prefixes": str,
     "disk": str,
+    "ahead": str,
     "hub_token": str,
 }
 
@@ -58,6 +66,7 @@ class Settings:
     context: int | None = None
     prefixes: str | None = None
     disk: str | None = None
+    ahead: str | None = None
     hub_token: str | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:

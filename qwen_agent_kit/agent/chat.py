@@ -235,6 +235,7 @@ class Chat:
                         if isinstance(event, StepDone) or (isinstance(event, RunDone) and run.pending is not None):
                             self._keep(run)
                         yield event
+                run.look_ahead()
             finally:
                 self._busy.release()
 

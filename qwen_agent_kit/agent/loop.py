@@ -81,6 +81,7 @@ class Run:
         self._output = output
         self._asking = Asking(setup, output, self._meter)
         self._toolbox = Toolbox(setup, messages, self._meter, self._cancel, loop)
+        self._asked: tuple[ChatModel, ChatRequest] | None = None
         self._steps: list[Step] = []
         self._stop: str | None = None
         self._answer: Any = _NOTHING
@@ -112,6 +113,13 @@ class Run:
             raise error
         yield RunDone(self._result())
 
+    def look_ahead(self) -> None:
+        """Once the turn is over: let a model that can compute what the next turn begins with, while nobody asks."""
+        if self._asked is not None and self._stop not in ("approval", "cancelled", "error"):
+            model, request = self._asked
+            if (ahead := getattr(model, "ahead", None)) is not None:
+                ahead(replace(request, messages=tuple(self.messages)))
+
     # --- a step ----------------------------------------------------------------------------------------------------
 
     def _step(self) -> Iterator[Event]:
@@ -121,6 +129,7 @@ class Run:
         first = not self._steps and self._open is None and self.messages[-1].role == "user"
         model, request = self._asking.request(self.messages, self._kinds, first=first)
         self._setup.hooks.before_step(request)
+        self._asked = model, request
         heard = Heard()
         yield from self._listen(model, request, heard)
         if self._cancel.is_set:

@@ -86,7 +86,7 @@ class Setup:
         """
         wanted = kinds
         if len(self.candidates) > 1:
-            wanted |= next((b.accepts for b in self.backends if b.name == choice.backend), frozenset())
+            wanted |= next((b.accepts for b in self.eligible if b.name == choice.backend), frozenset())
         refusals: list[UsageError] = []
         for needed in dict.fromkeys((wanted, kinds)):
             for candidate in self.candidates:

@@ -16,7 +16,17 @@ from qwen_agent_kit.backends.chat import (
     EngineSpec,
     Finish,
 )
-from qwen_agent_kit.backends.modality import Backend, Choice, Embeddings, Encoder, MediaBudget, ModelFacts, Run
+from qwen_agent_kit.backends.modality import (
+    Backend,
+    Choice,
+    Embeddings,
+    Encoder,
+    MediaBudget,
+    ModelFacts,
+    Run,
+    Share,
+    Slice,
+)
 from qwen_agent_kit.backends.sampling import Sampling
 from qwen_agent_kit.backends.tokens import Engine, Generation, MediaSpan, Piece, Prompt, SpanBudget
 from qwen_agent_kit.backends.usage import Usage
@@ -43,6 +53,8 @@ __all__ = [
     "Prompt",
     "Run",
     "Sampling",
+    "Share",
+    "Slice",
     "SpanBudget",
     "Usage",
 ]

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from qwen_agent_kit.messages import Media
 
-__all__ = ["Backend", "Choice", "Embeddings", "Encoder", "MediaBudget", "ModelFacts", "Run"]
+__all__ = ["Backend", "Choice", "Embeddings", "Encoder", "MediaBudget", "ModelFacts", "Run", "Share", "Slice"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class ModelFacts:
     """What a model directory says about its media.
 
     Args:
-        config: config.json.
+        config: config.json; of an Omni model the ``thinker_config`` in it.
         preprocessor: preprocessor_config.json, empty where there is none.
         video: video_preprocessor_config.json, empty where there is none.
     """
@@ -62,6 +62,7 @@ class Run:
         item: What the encoder gets.
         before: What is written before them: control tokens of the vocabulary, and text.
         after: What is written after them.
+        token: The control token that its placeholders are; the template's own where "".
     """
 
     length: int
@@ -69,6 +70,43 @@ class Run:
     item: Any
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One of several runs, made by another backend: the sound of a video among its frames.
+
+    Only a model that several backends drive together has such; they may give a ``Share`` wherever a ``Run`` may stand.
+
+    Args:
+        part: What the backend of its kind widens, once however many shares it has.
+        start: The first of its placeholders.
+        stop: Behind the last one, None for all that are left; where none is left there is no run.
+        after: What is written after them, or after the run before where there is none.
+        token: The control token that its placeholders are.
+    """
+
+    part: Media
+    start: int = 0
+    stop: int | None = None
+    after: tuple[str, ...] = ()
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The item of a run that stands for some of an item's placeholders: the item is encoded whole, and once.
+
+    Args:
+        item: What the encoder gets.
+        start: The first of its placeholders.
+        stop: Behind the last one.
+    """
+
+    item: Any
+    start: int
+    stop: int
 
 
 class Encoder(Protocol):
@@ -81,6 +119,9 @@ class Encoder(Protocol):
 class Backend:
     """A modality: which parts it covers, for which model families, and how it turns parts into placeholders.
 
+    Where several backends name one family and cover different media, they drive its models together: each takes the
+    parts of its kinds.
+
     Args:
         name: Unique among installed plugins.
         accepts: The part kinds it covers, ``text`` included.
@@ -89,12 +130,14 @@ class Backend:
         parts: Its own subclasses of ``Media``.
         resident: Whether its model stays loaded beside others.
         widen: ``(part, config, budget) -> (length, digest, item)``, with ``ModelFacts`` and ``MediaBudget``. The digest
-            covers the content and all that changes what the encoder makes of it. Or a list of ``Run``, for a part
-            whose placeholders are parted by text.
-        positions: ``(ids, spans) -> (positions [3, n], next)`` for models with m-rope; None for plain positions.
+            covers the content and all that changes what the encoder makes of it. Or a list of ``Run`` and ``Share``,
+            for a part whose placeholders are parted by text or by another part's.
+        positions: ``(ids, spans) -> (positions [3, n], next)`` for models with m-rope; None for plain positions. Spans
+            may hold items of other backends; those count like text.
         encoder: ``(config, tensors, device) -> Encoder``; ``tensors`` maps the checkpoint's names to tensors, read on
             demand.
-        footprint: ``(config, budget) -> bytes``.
+        footprint: ``(config, budget) -> bytes``: the towers and what they need for the largest medium of the budget.
+            None for those of the catalog's families, which the plan counts from config.json to the byte.
         placeholders: Control tokens that stand for its parts in a chat template, besides those of Qwen's own models.
     """
 
@@ -104,7 +147,7 @@ class Backend:
     default: str | None = None
     parts: tuple[type[Media], ...] = ()
     resident: bool = True
-    widen: Callable[..., tuple[int, str, Any] | list[Run]] | None = None
+    widen: Callable[..., tuple[int, str, Any] | Sequence[Run | Share]] | None = None
     positions: Callable[..., Any] | None = None
     encoder: Callable[..., Encoder] | None = None
     footprint: Callable[..., int] | None = None

@@ -25,6 +25,7 @@ class Usage:
         prefix_break: Why and where reuse of the prefix ended, None where it did not break.
         drafted_tokens: Ids that were computed on trial; the rejected ones are not in ``computed_tokens``.
         accepted_tokens: Of those, ids that came true.
+        ahead_tokens: Of ``cached_tokens``, positions that were computed before the request came, while nobody asked.
     """
 
     prompt_tokens: int | None = None
@@ -39,6 +40,7 @@ class Usage:
     prefix_break: str | None = None
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
+    ahead_tokens: int | None = None
 
     def __add__(self, other: Usage) -> Usage:
         def add(name: str) -> Any:

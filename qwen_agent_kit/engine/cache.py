@@ -22,17 +22,21 @@ __all__ = ["Cache", "Content", "Lease", "Live", "common_prefix"]
 MOST_IDLE = 1024
 """More idle sequences than this are not kept."""
 
-LOOK = 64
+LOOK = 16
 """Of the sequences that share a prompt's most blocks, so many are compared id by id, the latest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A place for a prompt: the sequence that will hold it, how much of it is already there, why not more."""
+    """A place for a prompt: the sequence that will hold it, how much of it is already there, why not more.
+
+    Of what is there the last ``ahead`` positions were computed before anybody asked; they are told of once.
+    """
 
     live: Live
     cached: int
     prefix_break: str | None
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,9 @@ class Cache:
         if live is None:
             return None
         kept = 0 if match is None else match.usable
+        ahead = 0
+        if match is not None and match.live.ahead is not None:
+            ahead, match.live.ahead = max(0, kept - match.live.ahead), None
         try:
             if match is not None and live is not match.live:
                 live.kv.ensure(round_up(len(content.ids)), 0, live.reserved)
@@ -113,7 +120,7 @@ class Cache:
             raise
         self._touch(live)
         why = match.prefix_break if match is not None and restored == kept else None
-        return Lease(live, restored, why)
+        return Lease(live, restored, why, ahead)
 
     def _restored(self, live: Live, content: Content, chain: list[bytes], kept: int) -> int:
         """How many positions are there after looking on disk as well, for at least a block more."""

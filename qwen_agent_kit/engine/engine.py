@@ -62,7 +62,8 @@ class Engine:
         prefixes: A directory where keys and values of prefixes are kept for other processes; nowhere where None.
         prefix_bytes: What all models together may take there.
         encoder: For the media of prompts.
-        media_bytes: What its results may take while no request needs them.
+        media_bytes: What its results may take while no request needs them; a row for each position that ``kv_bytes``
+            hold, at most 256 MiB, where None.
 
     Raises:
         UsageError: For a context or chunk that is not positive.
@@ -81,7 +82,7 @@ class Engine:
         prefixes: Path | None = None,
         prefix_bytes: int = SPILL_BYTES,
         encoder: Encoder | None = None,
-        media_bytes: int = MEDIA_BYTES,
+        media_bytes: int | None = None,
     ) -> None:
         config = loaded.config
         context = config.max_positions if context is None else context
@@ -97,7 +98,11 @@ class Engine:
         self._defaults = Sampling(**loaded.sampling_defaults)
         self._texts = Texts(loaded)
         self._prompts = PromptReader(config.vocab_size, media=encoder is not None)
-        self._media = None if encoder is None else MediaCache(encoder, config.hidden, media_bytes)
+        self._media = None
+        if encoder is not None:
+            if media_bytes is None:
+                media_bytes = min(MEDIA_BYTES, kv_bytes // layout.position_bytes * config.hidden * 4)
+            self._media = MediaCache(encoder, config.hidden, media_bytes)
         self._watch, self._forcing = stop_repetition, forcing
         if layout.snapshots_only:  # what a draft or a file would have to be rolled back to is not there
             drafts, prefixes = False, None
@@ -143,7 +148,7 @@ class Engine:
         salt: str = "",
         adapter: str | None = None,
     ) -> Generation:
-        """Queue a request; returns at once, but for media that have to be encoded first, on the caller's thread.
+        """Queue a request; returns at once, but for media, whose encoding it waits for.
 
         Args:
             prompt: Ids, with media and positions where it is a ``Prompt``.
@@ -189,6 +194,29 @@ class Engine:
         self._worker.submit(request)
         return Generation(request, self._texts.detokenizer, self._worker.alive, self)
 
+    def ahead(self, prompt: Prompt | Sequence[int], *, salt: str = "") -> Generation:
+        """Compute a prompt while nobody asks for anything, so that one that begins with it finds it there.
+
+        Whoever asks for something ends it, after a step of 64 positions at most; what was computed until then stays.
+        The next request that finds it says so in ``usage.ahead_tokens``.
+
+        Returns:
+            Its ids say nothing. Dropping or cancelling it ends it, too.
+
+        Raises:
+            UsageError: As ``submit``.
+            EngineError: As ``submit``.
+        """
+        self._worker.require_own()
+        content = self._prompts.read(prompt, salt)
+        self._most_tokens(len(content.ids), 1)
+        if self._media is not None and content.media:
+            content = self._media.fill(content)
+        rules = Rules(sampler=make_sampler(Sampling(), self._loaded.config.vocab_size), max_tokens=1, eos=frozenset())
+        request = Request(content, rules, -MOST_PRIORITY, ahead=True)
+        self._worker.submit(request)
+        return Generation(request, self._texts.detokenizer, self._worker.alive, self)
+
     def _sampler(self, sampling: Sampling, prompt: np.ndarray) -> Sampler:
         """Benchmarks replace it, to have given ids said."""
         return make_sampler(sampling, self._loaded.config.vocab_size, prompt)
@@ -205,7 +233,9 @@ class Engine:
         return min(DEFAULT_MAX_TOKENS if asked is None else asked, most - prompt)
 
     def close(self) -> None:
-        """Stop the thread; requests in flight end with an error. May be called twice."""
+        """Stop the threads; requests in flight end with an error. May be called twice."""
+        if self._media is not None:
+            self._media.close()
         self._finalizer()
 
     def __enter__(self) -> Engine:

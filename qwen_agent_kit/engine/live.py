@@ -34,6 +34,7 @@ class Live:
         self.salt = ""
         self.chain: list[bytes] = []
         self.spilled = 0
+        self.ahead: int | None = None  # from which position on it was computed before anybody asked
         self._ids: Ids = np.empty(0, dtype=np.int32)
         self._positions: npt.NDArray[np.int64] | None = None
         self._offset = 0

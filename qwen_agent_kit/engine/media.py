@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["MEDIA_BYTES", "MediaCache", "MediaCounters", "Slot", "media_rows"]
 
 MEDIA_BYTES = 2**28
+"""The most that kept embeddings take, unless the engine is told otherwise."""
+
+_Key = tuple[str, str]
+"""Salt and digest."""
 
 
 @dataclass
@@ -45,7 +50,10 @@ class Slot:
 
 
 class MediaCache:
-    """Encodes each medium once as long as it fits. Thread-safe; one encodes at a time.
+    """Encodes each medium once as long as it fits, those that wait at the same time together. Thread-safe.
+
+    One thread of its own encodes: what towers allocate for a moment then stays in one place, however many callers there
+    are, and does not tear holes into the memory of each.
 
     Args:
         encoder: Makes embeddings of items.
@@ -56,57 +64,105 @@ class MediaCache:
     def __init__(self, encoder: Encoder, hidden: int, budget: int = MEDIA_BYTES) -> None:
         self.counters = MediaCounters()
         self._encoder, self._hidden, self._budget = encoder, hidden, budget
-        self._kept: OrderedDict[tuple[str, str], Embeddings] = OrderedDict()
+        self._kept: OrderedDict[_Key, Embeddings] = OrderedDict()
+        self._coming: dict[_Key, Future[Embeddings]] = {}
+        self._waiting: list[tuple[_Key, MediaSpan]] = []
         self._bytes = 0
         self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="qak-encoder")
 
     @property
     def used_bytes(self) -> int:
         """What the kept embeddings take."""
         return self._bytes
 
+    def close(self) -> None:
+        """End the thread, after what it was given; later media are refused."""
+        self._thread.shutdown()
+
     def fill(self, content: Content) -> Content:
-        """The content with embeddings in place of the encoder's items; what is missing is encoded now.
+        """The content with embeddings in place of the encoder's items; waits until what is missing is encoded.
 
         Raises:
             EngineError: Where the encoder fails or gives another number of rows than the span has.
         """
         with self._lock:
             wanted = {(content.salt, s.digest): s for s in content.media if s.item is not None}
-            missing = {key: span for key, span in wanted.items() if key not in self._kept}
-            made = dict(zip(missing, self._encode(list(missing.values())), strict=True)) if missing else {}
-            self.counters.encoded += len(made)
-            self.counters.found += len(wanted) - len(made)
-            here = {key: made.get(key) or self._kept[key] for key in wanted}
-            for key in wanted:
-                self._keep(key, here[key])
-            self._shrink()
+            here: dict[_Key, Embeddings] = {}
+            there: dict[_Key, Future[Embeddings]] = {}
+            for key, span in wanted.items():
+                if key in self._kept:
+                    here[key] = self._kept[key]
+                    self._kept.move_to_end(key)
+                elif key in self._coming:
+                    there[key] = self._coming[key]
+                else:
+                    there[key] = self._ask(key, span)
+                    continue
+                self.counters.found += 1
+        here |= {key: coming.result() for key, coming in there.items()}
         return replace(content, media=tuple(self._slotted(span, content.salt, here) for span in content.media))
 
-    def _slotted(self, span: MediaSpan, salt: str, here: dict[tuple[str, str], Embeddings]) -> MediaSpan:
+    def _ask(self, key: _Key, span: MediaSpan) -> Future[Embeddings]:
+        try:
+            self._thread.submit(self._encode_waiting)
+        except RuntimeError:
+            raise EngineError("the engine was closed", code="engine_closed") from None
+        self._waiting.append((key, span))
+        coming = self._coming[key] = Future()
+        return coming
+
+    def _slotted(self, span: MediaSpan, salt: str, here: Mapping[_Key, Embeddings]) -> MediaSpan:
         return span if span.item is None else replace(span, item=Slot(here[salt, span.digest]))
 
-    def _encode(self, spans: list[MediaSpan]) -> list[Embeddings]:
+    # --- the encoding thread ---------------------------------------------------------------------------------------
+
+    def _encode_waiting(self) -> None:
+        """Encode all that wait; each of them asked for a turn, so some turns find nothing left to do."""
+        with self._lock:
+            asked, self._waiting = self._waiting, []
+        if not asked:
+            return
+        made = self._encode([span for _, span in asked])
+        with self._lock:
+            futures = [self._coming.pop(key) for key, _ in asked]
+            for (key, _), one in zip(asked, made, strict=True):
+                if not isinstance(one, QakError):
+                    self._keep(key, one)
+            self._shrink()
+        for coming, one in zip(futures, made, strict=True):
+            if isinstance(one, QakError):
+                coming.set_exception(one)
+            else:
+                coming.set_result(one)
+
+    def _encode(self, spans: list[MediaSpan]) -> list[Embeddings | QakError]:
+        """All together; where that fails each alone, so that it only fails for whom it must."""
         try:
             with torch.inference_mode():
                 made = self._encoder.encode([span.item for span in spans])
-        except QakError:
-            raise
-        except Exception as error:
-            raise EngineError(f"encoding media failed with {type(error).__name__}", code="encoder_failed") from error
-        for span, one in zip(spans, made, strict=True):
-            if tuple(one.hidden.shape) != (span.length, self._hidden):
-                raise EngineError(
-                    f"the encoder gave {list(one.hidden.shape)} for {span.length} ids of width {self._hidden}",
-                    code="encoder_failed",
-                )
-        return made
+            return [self._checked(span, one) for span, one in zip(spans, made, strict=True)]
+        except Exception as error:  # noqa: BLE001  # whatever it is, whoever waits must get it
+            if len(spans) > 1:
+                return [self._encode([span])[0] for span in spans]
+            if isinstance(error, QakError):
+                return [error]
+            failed = EngineError(f"encoding media failed with {type(error).__name__}", code="encoder_failed")
+            failed.__cause__ = error
+            return [failed]
 
-    def _keep(self, key: tuple[str, str], embeddings: Embeddings) -> None:
-        if key not in self._kept:
-            self._kept[key] = embeddings
-            self._bytes += _size(embeddings)
-        self._kept.move_to_end(key)
+    def _checked(self, span: MediaSpan, one: Embeddings) -> Embeddings:
+        if tuple(one.hidden.shape) != (span.length, self._hidden):
+            raise EngineError(
+                f"the encoder gave {list(one.hidden.shape)} for {span.length} ids of width {self._hidden}",
+                code="encoder_failed",
+            )
+        return one
+
+    def _keep(self, key: _Key, embeddings: Embeddings) -> None:
+        self._kept[key] = embeddings
+        self._bytes += _size(embeddings)
+        self.counters.encoded += 1
 
     def _shrink(self) -> None:
         while self._bytes > self._budget:

@@ -95,7 +95,8 @@ class Clock:
 class Request:
     """Made by the thread that submits; from then on only the engine's thread changes it, except ``cancelled``."""
 
-    def __init__(self, content: Content, rules: Rules, priority: int = 0) -> None:
+    def __init__(self, content: Content, rules: Rules, priority: int = 0, *, ahead: bool = False) -> None:
+        self.ahead = ahead  # nobody waits for it: it runs while there is nothing else, and ends where there is
         self.content = content
         self.rules = rules
         self.priority = priority
@@ -113,6 +114,7 @@ class Request:
         self._admitted = 0
         self._cached: int | None = None
         self._break: str | None = None
+        self._ahead = 0
         self._computed = 0
         self._forced = 0
         self._drafter = Drafter()
@@ -151,6 +153,7 @@ class Request:
             prefix_break=self._break,
             drafted_tokens=self._drafter.drafted,
             accepted_tokens=self._drafter.accepted,
+            ahead_tokens=self._ahead,
         )
 
     # --- the engine's thread -------------------------------------------------------------------------------------
@@ -160,7 +163,9 @@ class Request:
         self.live = lease.live
         self._admitted = lease.live.count
         if self._cached is None:
-            self._cached, self._break = lease.cached, lease.prefix_break
+            self._cached, self._break, self._ahead = lease.cached, lease.prefix_break, lease.ahead
+            if self.ahead:
+                lease.live.ahead = lease.cached
             self._force()
 
     def preempt(self) -> None:

@@ -15,6 +15,9 @@ from qwen_agent_kit.errors import EngineError
 
 __all__ = ["Scheduler", "Work"]
 
+AHEAD = 64
+"""Positions of a step that nobody waits for: whoever comes meanwhile waits for one such step."""
+
 LEAST_PROMPT = 16
 """However many decode, so many positions of a step are left to prompts."""
 
@@ -68,14 +71,15 @@ class Scheduler:
         bisect.insort(self._waiting, request, key=lambda r: r.rank)
 
     def drop(self) -> None:
-        """End what was cancelled or is late, waiting or running."""
-        for request in [r for r in self._waiting if r.cancelled or r.late]:
+        """End what was cancelled or is late, waiting or running, and what is computed ahead once somebody asks."""
+        asked = not all(request.ahead for request in self.requests)
+        for request in [r for r in self._waiting if r.cancelled or r.late or (r.ahead and asked)]:
             self._waiting.remove(request)
-            if request.cancelled or request.preemptions:
+            if request.cancelled or request.preemptions or request.ahead:
                 request.finish("cancelled")
             else:
                 request.fail(EngineError("the deadline passed while the request was queued", code="queue_timeout"))
-        for request in [r for r in self._running if r.cancelled or r.late]:
+        for request in [r for r in self._running if r.cancelled or r.late or (r.ahead and asked)]:
             request.finish("cancelled")
             self.retire(request)
 
@@ -127,7 +131,7 @@ class Scheduler:
         for request in sorted((r for r in self._running if r.prefilling), key=lambda r: -r.priority):
             if left <= 0:
                 break
-            if part := self._part(request, left):
+            if part := self._part(request, min(left, AHEAD) if request.ahead else left):
                 left -= part.rows
                 works.append(Work(request, part))
                 self._running.remove(request)

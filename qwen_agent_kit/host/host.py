@@ -17,6 +17,7 @@ from qwen_agent_kit.errors import EngineError, ModelError, UsageError
 from qwen_agent_kit.host.media import LocalMedia, media_of
 from qwen_agent_kit.host.resolve import Target, resolve
 from qwen_agent_kit.host.routing import missing_kind_hint
+from qwen_agent_kit.host.tuning import tune
 from qwen_agent_kit.paths import cache_dir
 from qwen_agent_kit.placement import Inventory, Plan, Wishes, make_plan
 from qwen_agent_kit.settings import load_settings
@@ -279,23 +280,21 @@ class Host:
         loaded, engine = self._engine(target.path(), chosen, media)
         towers = 0 if media is None else media.tower_bytes(loaded.config)
         chosen = chosen.compare(weight_bytes=loaded.model.weight_bytes + towers)
-        entry = target.entry
-        sampling = Sampling(**entry.sampling) if entry else None
-        dialect = entry.dialect if entry else ""
-        return LocalChatModel(target.name, loaded, engine, chosen, dialect=dialect, sampling=sampling, media=media)
+        dialect, sampling = (e.dialect, Sampling(**e.sampling)) if (e := target.entry) else ("", None)
+        model = LocalChatModel(target.name, loaded, engine, chosen, dialect=dialect, sampling=sampling, media=media)
+        model.looks_ahead = self._settings.ahead != "off"
+        return model
 
     def _placed(self, target: Target) -> Plan:
-        made = make_plan(target.name, target.path(), context=self._context, quant=self._quant, disk=self._disk)
-        return made.require()
+        from qwen_agent_kit.host.planning import planned_here
+
+        return planned_here(self, target, Wishes(self._context, self._quant, disk=self._disk)).require()
 
     def _engine(self, path: Path, chosen: Plan, media: LocalMedia | None = None) -> tuple[LoadedModel, Engine]:
         if _DEFAULT.engines not in (0, os.getpid()):
             raise _forked(_DEFAULT.engines)
         _DEFAULT.engines = os.getpid()
-        # Threads that spin long at barriers collapse when another process takes a core, and those that never spin lose
-        # a fifth on a quiet machine (docs/benchmarks.md). libgomp reads this when it is loaded with torch.
-        if "OMP_WAIT_POLICY" not in os.environ:
-            os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+        tune()
         try:
             from qwen_agent_kit.engine import Engine
             from qwen_agent_kit.models import load_model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import statistics
 import threading
 import uuid
@@ -22,15 +24,16 @@ from qwen_agent_kit.backends import (
     Usage,
 )
 from qwen_agent_kit.catalog import dialect_of
-from qwen_agent_kit.errors import SchemaError, UsageError
+from qwen_agent_kit.errors import QakError, SchemaError, UsageError
 from qwen_agent_kit.host.media import check_items, check_pixels
+from qwen_agent_kit.messages import Message, Text
 from qwen_agent_kit.parse import StreamParser
 from qwen_agent_kit.prompt import PromptRenderer, Rendered
 
 if TYPE_CHECKING:
     from qwen_agent_kit.engine import Engine
+    from qwen_agent_kit.engine.generation import Generation
     from qwen_agent_kit.host.media import LocalMedia
-    from qwen_agent_kit.messages import Message
     from qwen_agent_kit.models import LoadedModel
     from qwen_agent_kit.placement import Plan
 
@@ -38,6 +41,9 @@ __all__ = ["LocalChatModel"]
 
 _RATES = 32
 """Answers whose speed is remembered; their median is what the plan is held against."""
+
+_PROBES = ("a", "1")
+"""Two questions: what prompts with either have in common holds for the next one, whatever it is."""
 
 _LEAST = 8
 """Answers with fewer drawn tokens say little about speed."""
@@ -89,6 +95,8 @@ class LocalChatModel:
         self._media = media
         self.backend = "text" if media is None else media.backend.name
         self._kinds = frozenset({"text"}) if media is None else media.kinds
+        self.looks_ahead = True
+        self._ahead: Generation | None = None
         self._closed = threading.Event()
         self._rates: deque[float] = deque(maxlen=_RATES)
 
@@ -115,12 +123,7 @@ class LocalChatModel:
         if request.messages:
             self._refuse_endless(request.messages[-1])
         definitions = [tool.definition() for tool in request.tools]
-        rendered = self._renderer.render(
-            request.messages,
-            tools=definitions if request.tool_choice != "none" else [],
-            thinking=request.thinking,
-            output_schema=request.output_schema,
-        )
+        rendered = self._rendered(request, request.messages, definitions)
         sampling = request.sampling.over(self._defaults)
         grammar, notes = self._grammar(request, definitions, rendered)
         budget, more = self._budget(request.thinking, rendered)
@@ -163,6 +166,36 @@ class LocalChatModel:
             )
         finally:
             generation.cancel()
+
+    def _rendered(
+        self, request: ChatRequest, messages: Sequence[Message], definitions: Sequence[dict[str, Any]]
+    ) -> Rendered:
+        return self._renderer.render(
+            messages,
+            tools=definitions if request.tool_choice != "none" else [],
+            thinking=request.thinking,
+            output_schema=request.output_schema,
+        )
+
+    def ahead(self, request: ChatRequest) -> None:
+        """Compute what the next turn's prompt will begin with, while the engine has nothing else to do.
+
+        A template may render a turn that is over otherwise than it was sampled (Qwen3 leaves its thinking out); what
+        follows would otherwise be computed when the next question waits for it. Never raises.
+
+        Args:
+            request: The last one, with the assistant's answer at the end of its messages.
+        """
+        if not self.looks_ahead:
+            return
+        definitions = [tool.definition() for tool in request.tools]
+        with contextlib.suppress(QakError):
+            turns = [Message("user", (Text(text),)) for text in _PROBES]
+            one, other = (self._rendered(request, (*request.messages, turn), definitions) for turn in turns)
+            both = zip(one.ids, other.ids, strict=False)
+            ids = [a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both)]
+            positions = None if self._media is None else self._media.positions(ids, one.media)
+            self._ahead = self.engine.ahead(Prompt(ids, one.media, positions))
 
     def _refuse_endless(self, last: Message) -> None:
         """Millions of characters are refused before seconds go into encoding them."""

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from qwen_agent_kit.backends import Backend, Encoder, MediaBudget, MediaSpan, ModelFacts, Run
 from qwen_agent_kit.catalog import family_of
 from qwen_agent_kit.errors import MediaError, UsageError
+from qwen_agent_kit.host.joint import media_driver
 from qwen_agent_kit.media import MediaLimits, stated_pixels
 from qwen_agent_kit.messages import Media, Message
+from qwen_agent_kit.placement.reading import thinker_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +58,13 @@ class LocalMedia:
                 f"the model takes {sorted(self.kinds)}; found a part of kind {part.kind!r}", code="unsupported_kind"
             )
         assert self.backend.widen is not None, "checked where it was made"
-        return self.backend.widen(part, self.facts, self.budget)
+        made = self.backend.widen(part, self.facts, self.budget)
+        if isinstance(made, tuple):
+            return made
+        runs = [run for run in made if isinstance(run, Run)]
+        if len(runs) < len(made):
+            raise MediaError(f"the {part.kind} holds what no installed backend takes for this model")
+        return runs
 
     def positions(self, ids: Sequence[int], spans: Sequence[MediaSpan]) -> np.ndarray | None:
         """int64 [3, n] for m-rope, None for plain positions."""
@@ -72,10 +80,13 @@ class LocalMedia:
 
         if not isinstance(config, models.DecoderConfig):
             return 0  # transformers' modules hold what there is
-        model = models.SafetensorsModel(self.folder, "transformers")
-        own = {part.name for part, _ in wanted(config, model.naming)}
-        shapes = [model.shape(name) for name in model.names if name not in own and not name.endswith("lm_head.weight")]
-        return sum(4 * prod(shape or ()) for shape in shapes)
+        tensors = _Tensors(self.folder)
+        naming = tensors.model.naming
+        own = {part.name for part, _ in wanted(config, naming)}
+        inside = f"{naming.prefix}layers."  # quantised layers have tensors of other names
+        others = [name for name in tensors.names.values() if name not in own and not name.startswith(inside)]
+        others = [name for name in others if not name.endswith("lm_head.weight")]
+        return sum(4 * prod(tensors.model.shape(name) or ()) for name in others)
 
     def encoder(self, device: str = "cpu") -> Encoder:
         """The tower, read on the first medium."""
@@ -99,23 +110,27 @@ class _Lazy:
 
 
 class _Tensors(Mapping[str, Any]):
-    """A checkpoint's tensors by name, read on demand."""
+    """A checkpoint's tensors by name, read on demand; of an Omni model its thinker's, without that word before them."""
 
     def __init__(self, folder: Path) -> None:
         from qwen_agent_kit.models import SafetensorsModel
 
-        self._model = SafetensorsModel(folder, "transformers")
+        self.model = SafetensorsModel(folder, "transformers")
+        names = self.model.names
+        thinker = [name for name in names if name.startswith(_THINKER)]
+        self.names = {name.removeprefix(_THINKER): name for name in thinker or names}
 
     def __getitem__(self, name: str) -> Any:
-        if self._model.shape(name) is None:
-            raise KeyError(name)
-        return self._model.read(name)
+        return self.model.read(self.names[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._model.names)
+        return iter(self.names)
 
     def __len__(self) -> int:
-        return len(self._model.names)
+        return len(self.names)
+
+
+_THINKER = "thinker."
 
 
 def check_items(messages: Sequence[Message], limits: MediaLimits | None = None) -> None:
@@ -169,10 +184,9 @@ def media_of(path: Path, backends: Sequence[Backend]) -> LocalMedia | None:
     if family is not None and family.kinds == {"text"}:
         return None
     name = kind if family is None else family.name  # a plugin's own models are named by their type
-    fitting = [b for b in backends if name in b.families and b.widen and b.encoder]
-    if not fitting:
+    backend = media_driver(name, backends)
+    if backend is None:
         return None
     files = (path / "preprocessor_config.json", path / "video_preprocessor_config.json")
     images, video = (read_json(file, largest=2**22) if file.is_file() else {} for file in files)
-    backend = min(fitting, key=lambda b: (len(b.accepts), b.name))
-    return LocalMedia(backend, ModelFacts(config, images, video), path, MediaBudget())
+    return LocalMedia(backend, ModelFacts(thinker_of(config), images, video), path, MediaBudget())

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from qwen_agent_kit.backends import MediaBudget, ModelFacts
+from qwen_agent_kit.catalog import family_of
 from qwen_agent_kit.catalog.released import find
-from qwen_agent_kit.errors import UsageError
+from qwen_agent_kit.errors import PluginError, UsageError
+from qwen_agent_kit.host.joint import media_driver
 from qwen_agent_kit.host.resolve import Target
-from qwen_agent_kit.placement import Inventory, Plan, Wishes, inventory, model_of, plan_together
+from qwen_agent_kit.placement import Inventory, Plan, Wishes, inventory, model_of, plan_model, plan_together
+from qwen_agent_kit.placement.reading import read_config, thinker_of
 from qwen_agent_kit.placement.sources import limited, model_of_entry, model_of_header, with_devices
 
 if TYPE_CHECKING:
     from qwen_agent_kit.host.host import Host
     from qwen_agent_kit.placement import Device, Model
 
-__all__ = ["planned_model", "plans"]
+__all__ = ["planned_here", "planned_model", "plans"]
 
 
-def planned_model(target: Target) -> Model:
+def planned_model(host: Host, target: Target) -> Model:
     """What the planner needs to know of ``target``.
 
     Raises:
@@ -30,7 +34,7 @@ def planned_model(target: Target) -> Model:
         raise UsageError(f"`{target.name}` is placed by the engine {target.engine.prefix!r}, not by us")
     entry = target.entry
     if entry is not None and entry.config is not None:
-        return model_of_entry(entry)
+        return _as_stated(host, model_of_entry(entry), entry.config)
     if entry is not None and (entry.locate is None or entry.locate() is None):
         released = next((found for name in (entry.name, *entry.aliases) if (found := find(name))), None)
         if released is not None:  # a plugin brings its files, and they are not here yet
@@ -38,8 +42,45 @@ def planned_model(target: Target) -> Model:
     if target.hub and (known := find(target.name)) is not None:
         return model_of_entry(*known)
     if target.header is not None:
-        return model_of_header(target.name, target.header())
-    return model_of(target.name, target.path())
+        header = target.header()
+        return _as_stated(host, model_of_header(target.name, header), header.config)
+    return _model_here(host, target)
+
+
+def planned_here(host: Host, target: Target, wishes: Wishes) -> Plan:
+    """The plan by which a model whose files are here is opened.
+
+    Raises:
+        PlanError: Where there is no device.
+        ModelError: Where its sizes cannot be read.
+    """
+    return plan_model(limited(inventory()), _model_here(host, target), wishes)
+
+
+def _model_here(host: Host, target: Target) -> Model:
+    path = target.path()
+    config = read_config(path / "config.json") if path.is_dir() else {}
+    return _as_stated(host, model_of(target.name, path), config)
+
+
+def _as_stated(host: Host, model: Model, config: Mapping[str, Any]) -> Model:
+    """With what the backend of its media states for its towers: for a plugin's own models, which nothing here knows."""
+    kind = str(config.get("model_type", ""))
+    family = family_of(kind)
+    if not kind or (family is not None and family.kinds == {"text"}):
+        return model
+    backend = media_driver(kind if family is None else family.name, host.backends)
+    if backend is None or backend.footprint is None:
+        return model
+    facts, states = ModelFacts(thinker_of(config)), backend.footprint
+
+    def towers(wishes: Wishes) -> int:
+        stated = states(facts, MediaBudget(wishes.max_pixels, wishes.audio_seconds))
+        if isinstance(stated, bool) or not isinstance(stated, int) or stated < 0:
+            raise PluginError(f"the footprint of backend {backend.name!r} is {stated!r:.80}; allowed: bytes, from 0 on")
+        return stated
+
+    return replace(model, towers=towers)
 
 
 def plans(
@@ -57,7 +98,7 @@ def plans(
         UsageError: Where a name means nothing or a wish cannot be meant.
         PlanError: Where there is no device.
     """
-    models = [planned_model(_target(host, name)) for name in names]
+    models = [planned_model(host, _target(host, name)) for name in names]
     if here is None:
         here = limited(inventory())
     elif not isinstance(here, Inventory):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qwen_agent_kit.backends import Backend
 from qwen_agent_kit.catalog import family_of
 from qwen_agent_kit.errors import QakError
+from qwen_agent_kit.host.joint import drivers_of
 from qwen_agent_kit.placement.reading import read_config
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ __all__ = ["default_kinds", "drivers", "missing_kind_hint"]
 def drivers(host: Host, backends: Sequence[Backend], specs: Sequence[object]) -> tuple[Backend, ...]:
     """The backends that can drive the models ``specs`` means; all of them where a family is not known yet.
 
+    Where several drive a family's models together, they are there as one.
+
     Args:
         host: Knows the names.
         backends: The installed ones.
@@ -28,9 +31,16 @@ def drivers(host: Host, backends: Sequence[Backend], specs: Sequence[object]) ->
     for spec in specs:
         found = _families(host, spec)
         if not found:
-            return every
+            return _with_joint(every)
         families |= found
-    return tuple(one for one in every if families & set(one.families)) or every
+    driving = [one for family in sorted(families) for one in drivers_of(family, every)]
+    return tuple({one.name: one for one in driving}.values()) or every
+
+
+def _with_joint(backends: tuple[Backend, ...]) -> tuple[Backend, ...]:
+    families = sorted({family for one in backends for family in one.families})
+    together = (one for family in families for one in drivers_of(family, backends) if one not in backends)
+    return (*backends, *{one.name: one for one in together}.values())
 
 
 def _families(host: Host, spec: object) -> set[str]:

@@ -40,7 +40,7 @@ class Settings:
         UsageError: For a value that is not allowed.
     """
 
-    concurrency: int = 8
+    concurrency: int = 16
     prefetch: int = 8
     retries: int = 1
     limit: int | None = None
@@ -92,7 +92,7 @@ def run_pipeline(
         pattern: For a folder: which names are items, as in ``*.png``.
         outside: Whether links and paths may lead out of the source's folder.
         progress: Called with the counts as results come.
-        **settings: ``concurrency`` (8: items that run at once), ``prefetch`` (8: items that are loaded ahead),
+        **settings: ``concurrency`` (16: items that run at once), ``prefetch`` (8: items that are loaded ahead),
             ``retries`` (1: more attempts after faults that may pass), ``limit`` (items that are read), ``max_errors``
             (failed items after which it stops), ``ordered`` (results in the order of the source, else as they come),
             ``restart`` (replace what is there), ``retry_failed`` (run the items again whose result is an error).

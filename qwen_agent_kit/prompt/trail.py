@@ -277,7 +277,7 @@ class _Pass:
         trail = self._trail
         self._words(run.before)
         trail.spans.append(MediaSpan(len(trail.ids), run.length, run.digest, run.item))
-        trail.ids.extend([token_id] * run.length)
+        trail.ids.extend([self._writer.tokens.control.get(run.token, token_id)] * run.length)
         self._words(run.after)
 
     def _words(self, words: Sequence[str]) -> None:

@@ -74,10 +74,11 @@ def random_tensors(config: Mapping[str, Any], scheme: str, seed: int = 0) -> dic
         ModelError: Where the kit's decoder does not cover it.
     """
     from qwen_agent_kit.models.config import config_from
+    from qwen_agent_kit.models.heap import gathered
     from qwen_agent_kit.models.packing import pack
 
     decoder = config_from(config)
-    return dict(pack(RandomCheckpoint(decoder, seed), decoder, scheme))
+    return gathered(pack(RandomCheckpoint(decoder, seed), decoder, scheme))
 
 
 def random_model(config: Mapping[str, Any], scheme: str, seed: int = 0) -> LoadedModel:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_decoder import VOCAB, byte_tokenizer
+from small_decoder import EOS, VOCAB, byte_tokenizer
 
 from qwen_agent_kit import foreign
 from qwen_agent_kit.backends import Sampling
@@ -121,6 +121,76 @@ def test_any_chunking_and_interleaving_gives_the_same(qwen3: Pair, chunk: int, c
         generations = [engine.submit(p, greedy(8)) for p in prompts]
         for p, generation in zip(prompts, generations, strict=True):
             assert list(generation) == qwen3.expected(p, 8)
+
+
+GRAMMAR = 'start: "{" ("abc" | "abd") /[0-9]{2,6}/ ", name: " /[a-e]{3,20}/ "}"'
+POSITION = 2 * 3 * 2 * 24 * 4
+"""Bytes of one position of the qwen3 here."""
+
+
+@pytest.fixture(scope="module")
+def ending(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """One whose turns end: grammars need an id for that."""
+    return Pair(tmp_path_factory.mktemp("ending"), "qwen3", eos_token_id=EOS)
+
+
+def masked(pair: Pair, state: Any, prompt: list[int], n: int) -> list[int]:
+    """transformers' logits, whole sequence by whole sequence, the likeliest of what the grammar allows."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + n and ids[-1] != EOS and not state.stopped:
+        with torch.no_grad():
+            logits = pair.theirs(torch.tensor([ids])).logits[0, -1].clone()
+        state.mask(logits, n - (len(ids) - len(prompt)))
+        ids.append(int(logits.argmax()))
+        state.accept(ids[-1])
+    return ids[len(prompt) :]
+
+
+@pytest.mark.full
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    asked=st.lists(
+        st.tuples(
+            st.integers(1, 130),  # of a beginning that all share
+            st.lists(st.integers(0, 3), min_size=1, max_size=30),
+            st.integers(1, 30),
+            st.sampled_from([None, GRAMMAR]),
+            st.integers(-1, 1),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    options=st.fixed_dictionaries(
+        {
+            "chunk": st.integers(1, 90),
+            "drafts": st.booleans(),
+            "forcing": st.booleans(),
+            "kv_bytes": st.sampled_from([256, 320, 512, 4000]).map(lambda n: n * POSITION),
+        }
+    ),
+    n=st.integers(),
+)
+def test_every_combination_equals_transformers(
+    ending: Pair, tmp_path: Path, asked: list[Any], options: dict[str, Any], n: int
+) -> None:
+    """Batched, chunked, preempted, with prefixes from memory and from disk, drafted, forced and under a grammar: the
+    ids that transformers' logits give, without any cache."""
+    beginning = [(i * 31) % 7 for i in range(150)]
+    for _ in range(2):  # the second engine finds the first one's prefixes on disk
+        with Engine(ending.ours, context=192, prefixes=tmp_path / str(n), stop_repetition=False, **options) as engine:
+            for _ in range(2):
+                sent = []
+                for shared, own, count, grammar, priority in asked:
+                    prompt, most = [*beginning[:shared], *own], 60 if grammar else count
+                    rules = {"grammar": grammar, "priority": priority}
+                    sent.append((prompt, most, grammar, engine.submit(prompt, greedy(most), **rules)))
+                for prompt, most, grammar, generation in sent:
+                    wanted = (
+                        masked(ending, engine.compile(grammar).start(), prompt, most)
+                        if grammar
+                        else ending.expected(prompt, most)
+                    )
+                    assert list(generation) == wanted
 
 
 def test_past_the_native_length_with_yarn(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -80,6 +83,48 @@ def test_an_encoder_that_errs_is_an_error_of_the_request() -> None:
             MediaCache(encoder, hidden=8).fill(content(1))
         assert caught.value.code == "encoder_failed"
         assert "secret" not in str(caught.value)
+
+
+def test_media_that_wait_together_are_encoded_together() -> None:
+    """What comes while the encoder is busy is one batch, and one medium in it that fails fails alone."""
+    began, go = threading.Event(), threading.Event()
+
+    class Slow(Counting):
+        batches: ClassVar[list[list[int]]] = []
+
+        def encode(self, items: Any) -> list[Embeddings]:
+            self.batches.append(list(items))
+            began.set()
+            assert go.wait(10)
+            if 13 in items:
+                raise ValueError("secret")
+            return super().encode(items)
+
+    cache = MediaCache(Slow(), hidden=8)
+    with ThreadPoolExecutor(5) as callers:
+        first = callers.submit(cache.fill, content(1))
+        assert began.wait(10)
+        others = [callers.submit(cache.fill, content(value)) for value in (2, 13, 3, 2)]
+        until = time.monotonic() + 10
+        while len(cache._waiting) < 3 and time.monotonic() < until:
+            time.sleep(0.001)
+        go.set()
+        assert rows(first.result()) == [1]
+        assert [rows(others[i].result()) for i in (0, 2, 3)] == [[2], [3], [2]]
+        with pytest.raises(EngineError):
+            others[1].result()
+    assert Slow.batches[0] == [1]
+    assert sorted(Slow.batches[1]) == [2, 3, 13]
+    assert (cache.counters.encoded, cache.counters.found) == (3, 1)
+
+
+def test_a_closed_cache_refuses() -> None:
+    """Nobody waits for a thread that has ended."""
+    cache = MediaCache(Counting(), hidden=8)
+    cache.close()
+    with pytest.raises(EngineError) as caught:
+        cache.fill(content(1))
+    assert caught.value.code == "engine_closed"
 
 
 def test_a_slot_lets_go_when_its_request_ends() -> None:

@@ -1,4 +1,4 @@
-"""Audio backend: sound for Qwen2-Audio."""
+"""Audio backend: sound for Qwen2-Audio and Qwen2.5-Omni."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ QAK_API = 1
 def register_backends() -> list[Backend]:
     """Offer the checkpoints that hear."""
     from qwen_agent_kit_audio.items import Hearing
-    from qwen_agent_kit_audio.tower import Tower, footprint
+    from qwen_agent_kit_audio.tower import tower
 
     return [
         Backend(
             name="audio",
             accepts=frozenset({"text", "audio"}),
-            families=("qwen2_audio",),
+            families=("qwen2_audio", "qwen2_5_omni"),
             default="Qwen/Qwen2-Audio-7B-Instruct",
             widen=Hearing().widen,
-            encoder=Tower,
-            footprint=footprint,
+            encoder=tower,
         )
     ]
 

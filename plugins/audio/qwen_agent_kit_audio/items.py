@@ -16,11 +16,13 @@ from qwen_agent_kit.messages import Media
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Hearing", "Item", "mel_frames", "tokens"]
+__all__ = ["OMNI", "Hearing", "Item", "mel_frames", "tokens"]
 
 OPTIONS = frozenset({"start", "seconds", "rate"})
 HOP = 160
+OMNI = "qwen2_5_omni_thinker"
 WINDOW = 30.0
+OMNI_WINDOW = 300.0
 """Seconds that a tower hears at once, at most."""
 
 
@@ -30,7 +32,7 @@ def mel_frames(samples: int) -> int:
 
 
 def tokens(frames: int) -> int:
-    """How many ids they take: a convolution of stride 2, and a pool of 2 (Qwen2-Audio's processor)."""
+    """How many ids they take: a convolution of stride 2, and a pool of 2 (both families' processors)."""
     return max(0, ((frames - 1) // 2 + 1 - 2) // 2 + 1)
 
 
@@ -94,9 +96,10 @@ class Hearing:
 
 
 def _window(facts: ModelFacts) -> float:
-    """Seconds that the model hears at once, as its files say; Qwen2-Audio's 30 where they say nothing that can be."""
-    chunk = facts.preprocessor.get("chunk_length", WINDOW)
-    return float(chunk) if isinstance(chunk, int | float) and 0 < chunk <= WINDOW else WINDOW
+    """Seconds that the model hears at once, as its files say; the family's where they say nothing that can be."""
+    most = OMNI_WINDOW if facts.model_type == OMNI else WINDOW
+    chunk = facts.preprocessor.get("chunk_length", most)
+    return float(chunk) if isinstance(chunk, int | float) and 0 < chunk <= most else most
 
 
 def _checked(part: Media) -> dict[str, Any]:

@@ -90,12 +90,11 @@ def test_a_kill_loses_and_repeats_nothing(count: int, tmp_path: Path) -> None:
 @pytest.mark.full
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
 def test_memory_stays_where_it_is(tmp_path: Path) -> None:
-    """Caches fill for some hundred pictures; from the 600th to the 1,000th it gains at most 50 MB."""
+    """From the 200th picture to the 1,000th it gains at most 50 MB, whatever their sizes."""
     log = tmp_path / "log"
     process = _start(_pictures(tmp_path / "pictures", 1000), tmp_path / "out.jsonl", log)
     done, _ = process.communicate(timeout=1500)
     assert done.split() == ["1000", "0", "1000", "0"]
     held = [int(line.split()[1]) for line in log.read_text().splitlines()]
     print(f"RSS at 200, 600, 1,000: {held[199] / 1e6:.0f}, {held[599] / 1e6:.0f}, {held[999] / 1e6:.0f} MB")
-    assert held[999] - held[599] <= 50e6
-    assert held[999] - held[199] <= 120e6
+    assert held[999] - held[199] <= 50e6

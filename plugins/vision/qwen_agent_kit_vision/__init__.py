@@ -1,4 +1,4 @@
-"""Vision backend: images, video and PDF pages for Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""
+"""Vision backend: images, video and PDF pages for Qwen2-VL, Qwen2.5-VL, Qwen3-VL and what Qwen2.5-Omni sees."""
 
 from __future__ import annotations
 
@@ -30,18 +30,17 @@ def register_backends() -> list[Backend]:
     """Offer the checkpoints that see."""
     from qwen_agent_kit_vision.items import Vision
     from qwen_agent_kit_vision.positions import positions
-    from qwen_agent_kit_vision.tower import Tower, footprint
+    from qwen_agent_kit_vision.tower import Tower
 
     return [
         Backend(
             name="vision",
             accepts=frozenset({"text", "image", "video"}),
-            families=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+            families=("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni", "qwen3_vl"),
             default="Qwen/Qwen2.5-VL-3B-Instruct",
             widen=Vision().widen,
             positions=positions,
             encoder=Tower,
-            footprint=footprint,
         )
     ]
 

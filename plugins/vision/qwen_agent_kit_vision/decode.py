@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,13 @@ class RefusedError(Exception):
 
 
 def decode(data: bytes, what: str, **options: Any) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """``image``, ``page``, ``probe`` or ``frames`` of a file."""
+    """``image``, ``page``, ``probe``, ``frames`` or ``sound`` of a file."""
     ways: dict[str, Callable[..., tuple[dict[str, Any], list[np.ndarray]]]] = {
         "image": image,
         "page": page,
         "probe": probe,
         "frames": frames,
+        "sound": sound,
     }
     return ways[what](data, **options)
 
@@ -187,3 +189,29 @@ def frames(
     if len({frame.shape for frame in chosen}) > 1:
         raise RefusedError("its frames change their size")
     return {}, [np.stack(chosen)]
+
+
+def sound(data: bytes, pixels: int, seconds: float, most: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """float32 [n] of a video's first track of sound at its own rate, channels averaged; nothing where it has none."""
+    import av
+
+    container, _ = _opened(data, pixels, seconds)
+    if not container.streams.audio:
+        return {}, []
+    stream = container.streams.audio[0]
+    rate, channels = stream.rate or 0, stream.channels or 0
+    if not 1000 <= rate <= 384_000 or not 1 <= channels <= 16:
+        raise RefusedError(f"its sound has {channels} channels at {rate} samples a second")
+    plain = av.AudioResampler(format="fltp", rate=rate)  # the type alone is changed
+    blocks: list[np.ndarray] = []
+    count = 0
+    for frame in chain(container.decode(stream), (None,)):
+        for made in plain.resample(frame):
+            blocks.append(made.to_ndarray().mean(axis=0, dtype=np.float32))
+            count += blocks[-1].size
+        if count > most:
+            raise RefusedError(f"its sound has more than {most} samples", "too_large", "choose a part by `video_end`")
+    samples = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
+    if not np.isfinite(samples).all():
+        raise RefusedError("its sound holds samples that are not finite")
+    return {"rate": rate}, [samples] if samples.size else []

@@ -6,15 +6,16 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qwen_agent_kit.backends import MediaBudget, ModelFacts, Run
+from qwen_agent_kit.backends import MediaBudget, ModelFacts, Run, Share
 from qwen_agent_kit.errors import MediaError
 from qwen_agent_kit.media import MediaLimits, Workers, digest_of, kind_of_file, read_bytes
-from qwen_agent_kit.messages import Media
+from qwen_agent_kit.messages import Audio, Media
 from qwen_agent_kit_vision import numbers
+from qwen_agent_kit_vision.sound import with_sound
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +41,8 @@ class Item:
         pixels: uint8 [3, h, w] of an image, or [t, 3, h, w] of a video, resized already.
         grid: Patches in time, height and width.
         merge: How many patches a side become one id.
-        interval: Position steps between two time steps.
+        interval: From one time step to the next: seconds for Qwen2.5-Omni, position steps for the others.
+        pace: Position steps to one of ``interval``.
         size: Width and height of the original, for grounding.
         timestamps: Seconds, one per time step of a video.
     """
@@ -49,6 +51,7 @@ class Item:
     grid: tuple[int, int, int]
     merge: int
     interval: float = 1.0
+    pace: float = 1.0
     size: tuple[int, int] = (0, 0)
     timestamps: tuple[float, ...] = ()
 
@@ -81,21 +84,26 @@ class Vision:
         self._processors: dict[str, tuple[Any, Any]] = {}
         self._lock = threading.Lock()
 
-    def widen(self, part: Media, facts: ModelFacts, budget: MediaBudget) -> tuple[int, str, Item] | list[Run]:
+    def widen(
+        self, part: Media, facts: ModelFacts, budget: MediaBudget
+    ) -> tuple[int, str, Item] | Sequence[Run | Share]:
         """The number of ids, a digest of the content and of all that changes how it is seen, and the item.
 
-        Qwen3-VL reads a time before each step of a video: one run for each.
+        Qwen3-VL reads a time before each step of a video: one run for each. Qwen2.5-Omni may hear a video's sound:
+        runs of its pictures and of its sound by turns.
 
         Raises:
             MediaError: Where the source, the file or an option is refused.
         """
-        options = _checked(part)
+        options = _checked(part, facts.model_type)
         data = read_bytes(part, limit=self.limits.size)
         item = (self._video if part.kind == "video" else self._image)(part, data, facts, budget)
         told = json.dumps([part.kind, options, item.grid, item.interval], sort_keys=True, default=str)
         digest = hashlib.sha256(f"{digest_of(data)} {told}".encode()).hexdigest()
         if part.kind == "video" and facts.model_type == "qwen3_vl":
             return _steps(item, digest)
+        if part.options.get("sound") and (heard := self._sound(part, data)) is not None:
+            return with_sound(item, digest, heard, facts.config)
         return item.length, digest, item
 
     def pixels(self, part: Media) -> np.ndarray:
@@ -136,6 +144,18 @@ class Vision:
         limits = self.limits
         options = {"pixels": limits.pixels, "seconds": limits.seconds, "total": limits.total_pixels}
         return self.workers.decode(data, "video", {"what": "frames", "indices": chosen, **options}).arrays[0]
+
+    def _sound(self, part: Media, data: bytes) -> Audio | None:
+        """What is heard in a video between its ``video_start`` and ``video_end``; None where it has no sound."""
+        bounds = {"pixels": self.limits.pixels, "seconds": self.limits.seconds, "most": self.limits.size // 4 - 16}
+        found = self.workers.decode(data, "video", {"what": "sound", **bounds})
+        if not found.arrays:
+            return None
+        options: dict[str, Any] = {"rate": found.facts["rate"]}
+        start, end = part.options.get("video_start", 0), part.options.get("video_end")
+        options |= {"start": start} if start else {}
+        options |= {"seconds": end - start} if end is not None else {}
+        return Audio(found.arrays[0], options=options)
 
     def _image(self, part: Media, data: bytes, facts: ModelFacts, budget: MediaBudget) -> Item:
         import torch
@@ -191,11 +211,13 @@ class Vision:
             cap_pixels_per_frame=True,
         )[0]
         grid = (math.ceil(len(seen) / step), seen.shape[-2] // patch, seen.shape[-1] // patch)
-        interval = 1.0
+        interval = pace = 1.0
         if facts.model_type == "qwen2_5_vl":
             interval = facts.config.get("vision_config", {}).get("tokens_per_second", 4) * step / rate
+        elif facts.model_type == numbers.OMNI:
+            interval, pace = step / rate, facts.config.get("position_id_per_seconds", 25)
         times = tuple(_middle(chosen[i : i + step]) / facts_["fps"] for i in range(0, len(chosen), step))
-        return Item(seen.contiguous(), grid, merge, interval, (facts_["width"], facts_["height"]), times)
+        return Item(seen.contiguous(), grid, merge, interval, pace, (facts_["width"], facts_["height"]), times)
 
     def _processor(self, facts: ModelFacts) -> tuple[Any, Any]:
         key = json.dumps([facts.model_type, facts.preprocessor, facts.video], sort_keys=True, default=str)
@@ -223,13 +245,19 @@ def _steps(item: Item, digest: str) -> list[Run]:
     return runs
 
 
-def _checked(part: Media) -> dict[str, Any]:
+def _checked(part: Media, model_type: str) -> dict[str, Any]:
     """The part's options, each of the type it must have."""
     known = VIDEO_OPTIONS if part.kind == "video" else IMAGE_OPTIONS
+    if part.kind == "video" and model_type == numbers.OMNI:
+        known |= {"sound"}
     for name, value in part.options.items():
         if name not in known:
             raise MediaError(f"the {part.kind} has an option {name!r}; allowed: {', '.join(sorted(known))}")
         if name == "formats":
+            continue
+        if name == "sound":
+            if not isinstance(value, bool):
+                raise MediaError(f"`sound` of the video is {value!r}; allowed: True or False")
             continue
         real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         whole = name not in ("fps", "video_start", "video_end", "scale")

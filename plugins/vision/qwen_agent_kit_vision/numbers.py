@@ -9,7 +9,7 @@ from typing import Any
 from qwen_agent_kit import foreign
 from qwen_agent_kit.errors import MediaError
 
-__all__ = ["frame_range", "linear_indices", "processors", "smart_nframes", "smart_resize"]
+__all__ = ["OMNI", "frame_range", "linear_indices", "processors", "smart_nframes", "smart_resize"]
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -67,13 +67,18 @@ def processors(model_type: str, images: Mapping[str, Any], video: Mapping[str, A
     transformers = foreign.transformers()
     moving = "Qwen3VLVideoProcessor" if model_type == "qwen3_vl" else "Qwen2VLVideoProcessor"
     plain = {} if model_type != "qwen3_vl" else _QWEN3
+    last = {} if model_type != OMNI else {"size": dict(_OMNI_VIDEO)}
     try:
         image = transformers.Qwen2VLImageProcessor.from_dict({**plain, **_known(images)})
-        clip = getattr(transformers, moving).from_dict({**plain, **_known(video or _for_video(images))})
+        clip = getattr(transformers, moving).from_dict({**plain, **_known(video or _for_video(images)), **last})
     except (TypeError, ValueError, KeyError) as error:
         raise MediaError(f"the model's preprocessor_config.json is refused: {str(error)[:200]}") from error
     return image, clip
 
+
+OMNI = "qwen2_5_omni_thinker"
+_OMNI_VIDEO = {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}
+"""Qwen2_5OmniProcessor's bounds of a frame, which go over those of the model's files."""
 
 _QWEN3 = {
     "patch_size": 16,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from qwen_agent_kit import foreign
-from qwen_agent_kit.backends import Embeddings, MediaBudget, ModelFacts
+from qwen_agent_kit.backends import Embeddings, ModelFacts
 from qwen_agent_kit.errors import ModelError
 from qwen_agent_kit_vision import numbers
 
@@ -15,18 +17,23 @@ if TYPE_CHECKING:
 
     from qwen_agent_kit_vision.items import Item
 
-__all__ = ["Tower", "footprint"]
+__all__ = ["Tower"]
 
+LARGEST = 1_003_520
+"""Pixels of an image where the plan says nothing."""
+PACKED = LARGEST // 14**2
+"""Patches of images that run together."""
 _PREFIXES = ("model.visual.", "visual.")
 _PLACES = {
     "qwen2_vl": ("Qwen2VLConfig", "qwen2_vl", "Qwen2VisionTransformerPretrainedModel"),
     "qwen2_5_vl": ("Qwen2_5_VLConfig", "qwen2_5_vl", "Qwen2_5_VisionTransformerPretrainedModel"),
+    "qwen2_5_omni_thinker": ("Qwen2_5OmniThinkerConfig", "qwen2_5_omni", "Qwen2_5OmniVisionEncoder"),
     "qwen3_vl": ("Qwen3VLConfig", "qwen3_vl", "Qwen3VLVisionModel"),
 }
 
 
 class Tower:
-    """An ``Encoder``. Items are encoded one by one, so that an image's result never depends on its neighbours.
+    """An ``Encoder``. Items that come together are packed into one run of the tower, which keeps them apart.
 
     Args:
         facts: What the model's files say.
@@ -44,7 +51,7 @@ class Tower:
 
     def encode(self, items: Sequence[Item]) -> list[Embeddings]:
         """One result an item."""
-        return [self._one(item) for item in items]
+        return [one for run in _runs(items) for one in self._packed(run)]
 
     def pixel_values(self, item: Item) -> torch.Tensor:
         """float32 [patches, values], as the model's processor makes them."""
@@ -58,14 +65,35 @@ class Tower:
             values = made["pixel_values_videos"]
         return values.to(self._device)
 
-    def _one(self, item: Item) -> Embeddings:
+    def _packed(self, items: Sequence[Item]) -> list[Embeddings]:
         import torch  # a plugin that is listed loads no engine
 
-        grid = torch.tensor([item.grid], device=self._device)
+        grids = torch.tensor([item.grid for item in items], device=self._device)
         with torch.inference_mode():
-            out = self._model(self.pixel_values(item), grid_thw=grid)
+            out = self._model(torch.cat([self.pixel_values(item) for item in items]), grid_thw=grids)
         deep = getattr(out, "deepstack_features", None)
-        return Embeddings(out.pooler_output, torch.stack(list(deep)) if deep else None)
+        stack = torch.stack(list(deep)) if deep else None
+        made, start = [], 0
+        for end in accumulate(item.length for item in items):
+            # A copy each: what is kept of one must not hold the memory of all.
+            above = None if stack is None else stack[:, start:end].clone()
+            made.append(Embeddings(out.pooler_output[start:end].clone(), above))
+            start = end
+        return made
+
+
+def _runs(items: Sequence[Item]) -> list[list[Item]]:
+    """Neighbours that run together: no more patches than the largest image that the plan counts, or one alone."""
+    runs: list[list[Item]] = []
+    filled = 0
+    for item in items:
+        patches = math.prod(item.grid)
+        if not runs or filled + patches > PACKED:
+            runs.append([])
+            filled = 0
+        runs[-1].append(item)
+        filled += patches
+    return runs
 
 
 def _cap(processor: Any) -> dict[str, Any]:
@@ -93,15 +121,3 @@ def _build(facts: ModelFacts, tensors: Mapping[str, Any]) -> Any:
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json's sizes without what would name code or kernels."""
     return {k: v for k, v in config.items() if not k.startswith("_") and k not in ("auto_map", "transformers_version")}
-
-
-def footprint(facts: ModelFacts, budget: MediaBudget) -> int:
-    """Bytes of the tower in float32, and of what the largest image takes inside it."""
-    vision = facts.config.get("vision_config") or {}
-    depth = int(vision.get("depth", 32))
-    width = int(vision.get("hidden_size", vision.get("embed_dim", 1280)))
-    inner = int(vision.get("intermediate_size", 4 * width))
-    patch = int(vision.get("patch_size", vision.get("spatial_patch_size", 14)))
-    weights = depth * (4 * width * width + 3 * width * inner) + 8 * width * width
-    patches = (budget.max_pixels or 1_003_520) // patch**2
-    return 4 * (weights + patches * (6 * width + 2 * inner))

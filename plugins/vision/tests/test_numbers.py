@@ -104,7 +104,7 @@ def test_mrope_position_ids() -> None:
     for case in cases("mrope_position_ids"):
         from types import SimpleNamespace
 
-        item = SimpleNamespace(grid=(3, 4, 4), merge=2, interval=float(case["inputs"]["interval"]))
+        item = SimpleNamespace(grid=(3, 4, 4), merge=2, interval=float(case["inputs"]["interval"]), pace=1.0)
         found, _ = positions([0] * 17, [MediaSpan(0, 12, "x", item)])
         assert found.tolist() == [case["expect"][axis] for axis in ("temporal", "height", "width")]
         assert grid_positions((3, 4, 4), 2, 50.0)[0].tolist() == case["expect"]["temporal"][:12]

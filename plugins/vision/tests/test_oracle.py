@@ -12,9 +12,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from qwen_agent_kit_vision import register_backends
 from qwen_agent_kit_vision.items import Vision
-from qwen_agent_kit_vision.positions import positions
+from qwen_agent_kit_vision.positions import grid_positions, positions
 from qwen_agent_kit_vision.tower import Tower
 
 from qwen_agent_kit import Image, Message, Text, Video, foreign
@@ -304,3 +306,11 @@ def _their_positions(their_model: Any, given: Any) -> Any:
     ids = given["input_ids"]
     types = (ids == IMAGE_PAD).int() + 2 * (ids == VIDEO_PAD).int()
     return their_model.model.get_rope_index(ids, types, **grids)[0][:, 0].tolist()
+
+
+@given(st.floats(0.02, 60.0), st.integers(1, 384))
+def test_times_are_counted_in_float32_as_transformers_does(rate: float, steps: int) -> None:
+    """25 positions a second at any rate of frames: the products of Qwen2.5-Omni's get_rope_index, to the last one."""
+    seconds = torch.tensor([2 / rate])[0]
+    expected = (torch.arange(steps) * seconds.cpu().float() * 25).long()
+    assert grid_positions((steps, 2, 2), 2, 2 / rate, 25)[0].tolist() == expected.tolist()

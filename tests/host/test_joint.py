@@ -1,0 +1,149 @@
+"""Backends that cover different media of one family drive its models together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qwen_agent_kit import Audio, Host, Image, Video, hookimpl
+from qwen_agent_kit.backends import Backend, Embeddings, MediaBudget, MediaSpan, ModelFacts, Run, Share, Slice
+from qwen_agent_kit.errors import MediaError, PluginError
+from qwen_agent_kit.host.joint import drivers_of, joint
+from qwen_agent_kit.placement import Wishes
+from qwen_agent_kit.testing import tiny_model_dir
+
+FACTS, BUDGET = ModelFacts({}), MediaBudget()
+SOUND = Audio(b"sound")
+
+
+class Tower:
+    """Gives n rows, numbered, and remembers what it was asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.asked: list[Any] = []
+        self.name = name
+
+    def encode(self, items: Any) -> list[Embeddings]:
+        self.asked.append(list(items))
+        return [Embeddings(_Rows(range(10))) for _ in items]
+
+
+class _Rows(list[int]):
+    def clone(self) -> _Rows:
+        return self
+
+    def __getitem__(self, at: Any) -> Any:
+        return _Rows(super().__getitem__(at))
+
+
+def backend(name: str, *kinds: str, families: tuple[str, ...] = ("both",), **more: Any) -> Backend:
+    def widen(part: Any, facts: Any, budget: Any) -> Any:
+        if part.kind == "video":
+            length = part.options["heard"]
+            return [
+                Run(3, "v-0", Slice("video", 0, 3), token="<v>"),
+                Share(SOUND, 0, length, token="<a>"),
+                Run(2, "v-3", Slice("video", 3, 5), token="<v>"),
+                Share(SOUND, length, None, after=("<end>",), token="<a>"),
+            ]
+        return 4, f"{name}-digest", f"{name}-item"
+
+    tower = Tower(name)
+    made: dict[str, Any] = {"widen": widen, "encoder": lambda *given: tower, "footprint": lambda *given: 7}
+    return Backend(name, frozenset({"text", *kinds}), families, **made | more)
+
+
+def test_each_kind_goes_to_its_own() -> None:
+    """Items come back to the tower of the backend that made them, each with its results in its place."""
+    sees, hears = backend("sees", "image", "video"), backend("hears", "audio")
+    (one,) = drivers_of("both", [sees, hears])
+    assert (one.name, one.accepts) == ("hears+sees", {"text", "image", "video", "audio"})
+    assert one.footprint is not None
+    assert one.footprint(FACTS, BUDGET) == 14
+    assert one.widen is not None
+    assert one.encoder is not None
+    items = [one.widen(part, FACTS, BUDGET)[2] for part in (Image(b"x"), Audio(b"y"), Image(b"z"))]  # type: ignore[index]
+    assert len(one.encoder(FACTS, {}, "cpu").encode(items)) == 3
+    asked = [b.encoder().asked for b in (sees, hears)]  # type: ignore[misc,union-attr]
+    assert asked == [[["sees-item", "sees-item"]], [["hears-item"]]]
+    with pytest.raises(MediaError, match="kind 'series'"):
+        one.widen(type("P", (), {"kind": "series"})(), FACTS, BUDGET)
+
+
+def test_a_share_is_of_what_the_other_makes() -> None:
+    """Cut to what there is; where none is left, what was to follow it follows the run before."""
+    one = joint("both", [backend("sees", "image", "video"), backend("hears", "audio")])
+    assert one.widen is not None
+    runs: Any = one.widen(Video(b"v", options={"heard": 3}), FACTS, BUDGET)
+    assert [(run.length, run.token, run.after) for run in runs] == [
+        (3, "<v>", ()),
+        (3, "<a>", ()),
+        (2, "<v>", ()),
+        (1, "<a>", ("<end>",)),
+    ]
+    assert len({run.digest for run in runs}) == 4
+    assert one.encoder is not None
+    made = one.encoder(FACTS, {}, "cpu").encode([run.item for run in runs])
+    assert [embeddings.hidden for embeddings in made] == [[0, 1, 2], [0, 1, 2], [3, 4], [3]]
+    short: Any = one.widen(Video(b"v", options={"heard": 4}), FACTS, BUDGET)
+    assert [(run.length, run.after) for run in short] == [(3, ()), (4, ()), (2, ("<end>",))]
+
+
+def test_positions_are_asked_of_the_one_that_has_them() -> None:
+    """It gets the items as their makers made them."""
+    seen: list[Any] = []
+
+    def positions(ids: Any, spans: Any) -> Any:
+        seen.extend(span.item for span in spans)
+        return np.zeros((3, len(ids))), 1
+
+    one = joint("both", [backend("hears", "audio"), backend("sees", "image", positions=positions)])
+    assert one.widen is not None
+    assert one.positions is not None
+    made: Any = [one.widen(part, FACTS, BUDGET) for part in (Image(b"x"), Audio(b"y"))]
+    one.positions([0] * 9, [MediaSpan(4 * i, 4, digest, item) for i, (_, digest, item) in enumerate(made)])
+    assert seen == ["sees-item", "hears-item"]
+
+
+def test_backends_of_the_same_media_stay_apart() -> None:
+    """Two that see quarrel as before; a family that one drives alone is driven by it; text alone is nobody's part."""
+    one, two, text = backend("one", "image"), backend("two", "image"), backend("text")
+    assert drivers_of("both", [two, one, text]) == (text, one, two)
+    assert drivers_of("both", [one]) == (one,)
+    assert drivers_of("other", [one, two]) == ()
+    hears = backend("hears", "audio")
+    assert [b.name for b in drivers_of("both", [one, two, hears])] == ["hears+one", "two"]
+
+
+def test_what_a_backend_states_is_planned_for(tmp_path: Path) -> None:
+    """The plan of a plugin's own model counts its towers as the plugin states them, for the budget that was wished."""
+    tiny_model_dir(tmp_path, "qwen2")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "text_config": config}))
+    asked: list[tuple[Any, Any]] = []
+
+    def footprint(facts: ModelFacts, budget: MediaBudget) -> int:
+        asked.append((facts.model_type, budget.max_pixels))
+        return 10**6 + (budget.max_pixels or 0)
+
+    def planned(given: Any, **wishes: Any) -> Any:
+        class Own:
+            @hookimpl
+            def register_backends(self) -> list[Backend]:
+                return [backend("own", "image", families=("own",), footprint=given)]
+
+        with Host(plugins=[Own()]) as host:
+            return host.plans([str(tmp_path)], Wishes(quant="fp32", **wishes))[0]
+
+    plain = planned(None)
+    assert (plain.tower_bytes, planned(footprint).tower_bytes) == (0, 10**6)
+    stated = planned(footprint, max_pixels=500)
+    assert stated.weight_bytes == plain.weight_bytes + 10**6 + 500
+    assert stated.total_bytes == plain.total_bytes + 10**6 + 500
+    assert set(asked) == {("own", None), ("own", 500)}
+    with pytest.raises(PluginError, match="footprint of backend 'own' is -1; allowed: bytes, from 0 on"):
+        planned(lambda *_: -1)
