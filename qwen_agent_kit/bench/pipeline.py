@@ -21,7 +21,7 @@ __all__ = ["measure"]
 
 
 def measure(
-    items: int = 32, tokens: int = 32, concurrency: int = 8, repeats: int = 3, model: str = "", images: bool = False
+    items: int = 128, tokens: int = 32, concurrency: int = 16, repeats: int = 3, model: str = "", images: bool = False
 ) -> list[Row]:
     """The median time of each side, the sides taken in turn; every run has new prompts, so that none finds a prefix.
 

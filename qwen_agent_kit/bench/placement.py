@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from qwen_agent_kit.backends import Sampling
 from qwen_agent_kit.bench.rows import Row
 from qwen_agent_kit.catalog.released import find
+from qwen_agent_kit.errors import UsageError
 from qwen_agent_kit.placement import Wishes, footprint, inventory, plan_model, shape_from_config
 from qwen_agent_kit.placement.footprint import CHUNK
 from qwen_agent_kit.placement.hardware import Speed
@@ -49,19 +50,33 @@ _WIDE = (1024, 4096, 8, 65536)
 """Hidden width, MLP width, layers, vocabulary. The last takes 105 MB in int4, the least of the schemes."""
 
 
-def measure(rounds: int = ROUNDS) -> list[Row]:
-    """Calibrate, keep the result, then predict and run three shapes under three schemes."""
+def measure(
+    rounds: int = ROUNDS, models: Sequence[str] = (), schemes: Sequence[str] = (), table_only: bool = False
+) -> list[Row]:
+    """Calibrate, keep the result, then predict and run shapes under schemes.
+
+    Args:
+        rounds: How often each model answers.
+        models: Catalogued models whose shapes are run, with random weights; three where empty.
+        schemes: bf16, int8, int4; all three where empty.
+        table_only: Measure and keep nothing of the machine: hold the built-in table against what is drawn.
+
+    Raises:
+        UsageError: For a model that is not catalogued.
+    """
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is loaded, as the host does
-    write_measured(calibrate(rounds))
+    models, schemes = models or MODELS, schemes or SCHEMES
+    if unknown := next((name for name in models if find(name) is None), None):
+        raise UsageError(f"no model {unknown!r} is catalogued", hint="`qak models` lists them")
+    if not table_only:
+        write_measured(calibrate(rounds, schemes))
     rows = []
-    for name, scheme, built_in, predicted, found in compare(MODELS, SCHEMES, rounds):
-        rows += [
-            Row(f"{name} {scheme}: predicted by the table", built_in, "token/s"),
-            Row(f"{name} {scheme}: predicted as measured", predicted, "token/s"),
-            Row(f"{name} {scheme}: drawn, median", found, "token/s"),
-            Row(f"{name} {scheme}: the table off by", abs(built_in / found - 1), "ratio", 0.3),
-            Row(f"{name} {scheme}: as measured off by", abs(predicted / found - 1), "ratio", 0.3),
-        ]
+    for name, scheme, built_in, predicted, found in compare(models, schemes, rounds):
+        shown = [("predicted by the table", "the table off by", built_in)]
+        shown += [] if table_only else [("predicted as measured", "as measured off by", predicted)]
+        rows += [Row(f"{name} {scheme}: {what}", value, "token/s") for what, _, value in shown]
+        rows += [Row(f"{name} {scheme}: drawn, median", found, "token/s")]
+        rows += [Row(f"{name} {scheme}: {off}", abs(value / found - 1), "ratio", 0.3) for _, off, value in shown]
     return rows
 
 

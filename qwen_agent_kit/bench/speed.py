@@ -8,14 +8,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen_agent_kit.bench.compare import compared, model_path, named, opened, opened_side, summary, threads_here, turns
 from qwen_agent_kit.bench.rows import Row
 from qwen_agent_kit.errors import UsageError
+
+if TYPE_CHECKING:
+    from qwen_agent_kit.models import LoadedModel
 
 __all__ = ["decode", "load", "prefill"]
 
@@ -36,7 +39,7 @@ def decode(
     threads: int = 0,
     clock: str = "wall",
 ) -> list[Row]:
-    """Tokens per second of one stream after its first token, drafts off.
+    """Tokens per second of one stream after its first token, drafts off, and the share of the memory's bandwidth.
 
     Args:
         model: A shape of ``SHAPES``, a GGUF file or a catalog name.
@@ -113,12 +116,29 @@ def _measured(
         for n in lengths:
             found = turns(sides, pairs, lambda of, n=n: once(of, n))  # type: ignore[misc]  # bound at once
             rows += compared(f"{title}, {n}", "tok/s", found)
+            if what == "decode":
+                rows += _reached(f"{title}, {n}", loaded, threads, found[sides[0].name])
         if plot:
             from qwen_agent_kit.bench.plots import lines
 
             curves = {s.name: [statistics.median(once(s, n) for _ in range(3)) for n in LENGTHS] for s in sides}
             lines(Path(plot), title, "tokens of context", "tokens per second", LENGTHS, curves)
     return rows
+
+
+def _reached(title: str, loaded: LoadedModel, threads: int, rates: list[float]) -> Iterator[Row]:
+    """The bytes of a dense decoder's matrices, which each token reads once, over what the memory gives at most."""
+    from qwen_agent_kit.models import Decoder
+    from qwen_agent_kit.models.linear import Linear
+    from qwen_agent_kit.models.native.linear import NativeLinear
+    from qwen_agent_kit.placement.measured import measure_bandwidth
+
+    if not isinstance(loaded.model, Decoder) or loaded.model.config.sparse:
+        return
+    matrices = [m for m in loaded.model.modules() if isinstance(m, (Linear, NativeLinear))]
+    size, read = sum(t.nbytes for m in matrices for t in m.tensors()), measure_bandwidth(threads)
+    what = f"{title}: {size / 1e6:.0f} MB a token, of {read / 1e9:.1f} GB/s"
+    yield summary(what, "share", [rate * size / read for rate in rates])
 
 
 def load(

@@ -192,7 +192,7 @@ def _loop_rows(title: str, seconds: Mapping[str, list[float]]) -> Iterator[Row]:
     for name in names:
         yield summary(f"{title}: {name}", "s", seconds[name])
     for name in names[1:]:
-        yield summary(f"the time of {name} over ours", "ratio", ratios(seconds[name], seconds[names[0]]))
+        yield summary(f"{title}: {name} over ours", "ratio", ratios(seconds[name], seconds[names[0]]))
 
 
 def _grammar_rows(loaded: LoadedModel, threads: int, work: Workload, pairs: int) -> list[Row]:

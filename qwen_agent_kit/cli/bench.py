@@ -55,13 +55,13 @@ _ROUNDS = click.option(
     help="How often each model answers; the median counts.",
 )
 _ITEMS = click.option(
-    "--items", type=click.IntRange(min=2), default=32, show_default=True, metavar="N", help="How many items a job has."
+    "--items", type=click.IntRange(min=2), default=128, show_default=True, metavar="N", help="How many items a job has."
 )
 _TOKENS = click.option(
     "--tokens", type=click.IntRange(min=1), default=32, show_default=True, metavar="N", help="The most per answer."
 )
 _CONCURRENCY = click.option(
-    "--concurrency", type=click.IntRange(2, 256), default=8, show_default=True, metavar="N", help="Items at once."
+    "--concurrency", type=click.IntRange(2, 256), default=16, show_default=True, metavar="N", help="Items at once."
 )
 _MODEL = click.option(
     "--model", "-m", default="", metavar="SPEC", help="The model; else the one that answers by default."
@@ -72,7 +72,22 @@ _BENCHES: dict[str, tuple[str, str, tuple[Callable[..., Any], ...]]] = {
     "placement": (
         "qwen_agent_kit.bench.placement:measure",
         "This machine's bandwidth and kernels, kept for plans; then predicted and measured speeds.",
-        (_ROUNDS,),
+        (
+            _ROUNDS,
+            click.option(
+                "--model", "models", multiple=True, metavar="NAME", help="A catalogued model's shape; repeatable."
+            ),
+            click.option(
+                "--quant",
+                "schemes",
+                multiple=True,
+                type=click.Choice(["bf16", "int8", "int4"]),
+                help="A scheme; repeatable.",
+            ),
+            click.option(
+                "--table-only", is_flag=True, help="Measure the models only, and hold the table against them."
+            ),
+        ),
     ),
     "pipeline": (
         "qwen_agent_kit.bench.pipeline:measure",
@@ -86,7 +101,25 @@ _BENCHES: dict[str, tuple[str, str, tuple[Callable[..., Any], ...]]] = {
             click.option("--images", is_flag=True, help="Pictures in place of texts."),
         ),
     ),
-    "start": ("qwen_agent_kit.bench.start:measure", "How soon importing, --help and a cold run are there.", (_TIMES,)),
+    "media": (
+        "qwen_agent_kit.bench.media:measure",
+        "A question about a picture and one about a clip: a cold run, and with the model open.",
+        (
+            click.option(
+                "--times",
+                type=click.IntRange(1),
+                default=5,
+                show_default=True,
+                metavar="N",
+                help="How often; the median counts.",
+            ),
+        ),
+    ),
+    "start": (
+        "qwen_agent_kit.bench.start:measure",
+        "How soon importing, --help, plans and a cold run are there.",
+        (_TIMES,),
+    ),
 }
 
 
@@ -161,7 +194,7 @@ _BENCHES |= {
     ),
     "kernels": (
         "qwen_agent_kit.bench.kernels:kernels",
-        "Every kernel of this machine on a model's shapes: checked, timed, and the best.",
+        "Every kernel of this machine on a model's shapes: checked, timed, and the best kept.",
         _SIDES[:1],
     ),
     "quality": (

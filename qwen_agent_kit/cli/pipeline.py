@@ -38,7 +38,7 @@ LINE_EVERY = 30.0
 @click.option("--key", metavar="COLUMN", help="The column that names an item.")
 @click.option("--pattern", metavar="GLOB", help="For a folder: which names are items, as in '*.png'.")
 @click.option("--output-schema", metavar="SCHEMA", help="A JSON schema, or its file: every answer is such JSON.")
-@click.option("--concurrency", type=int, default=8, show_default=True, metavar="N", help="Items that run at once.")
+@click.option("--concurrency", type=int, default=16, show_default=True, metavar="N", help="Items that run at once.")
 @click.option("--prefetch", type=int, default=8, show_default=True, metavar="N", help="Items that are loaded ahead.")
 @click.option("--retries", type=int, default=1, show_default=True, metavar="N", help="More attempts after a fault.")
 @click.option("--limit", type=int, metavar="N", help="The most items that are read.")

@@ -23,14 +23,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_decode_and_prefill_give_medians_between_least_and_most(folder: Path) -> None:
-    """One row per side and length, in tokens per second."""
+    """One row per side and length, in tokens per second, and for decoding the share of the memory's bandwidth."""
     rows = [
         *speed.decode(str(folder), pairs=2, tokens=4, context=8),
         *speed.prefill(str(folder), pairs=2, tokens="8,16"),
         *speed.decode(str(folder), pairs=2, tokens=24, context=8, threads=1, clock="cpu"),
     ]
-    assert [row.unit for row in rows] == ["tok/s"] * 4
-    assert "processor time" in rows[3].name
+    assert [row.unit for row in rows] == ["tok/s", "share", "tok/s", "tok/s", "tok/s"]
+    assert "processor time" in rows[4].name
+    kept = sum(t.nbytes for t in load_model(folder, quant="int8").model.head.tensors())
+    assert f"{kept / 1e6:.0f} MB a token" in rows[1].name  # one layer, as wide as nothing beside the vocabulary
     for row in rows:
         assert row.least is not None
         assert row.most is not None

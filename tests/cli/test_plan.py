@@ -97,3 +97,22 @@ def test_models_filter_and_compare(site: Path) -> None:
     matrix = run_qak("models", "--matrix", "--family", "qwen3_5", site=site).stdout
     assert "Qwen3.5-2B*" in matrix
     assert "Qwen3.5-27B " in matrix
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("qwen2.5-omni-3b", 3_085_938_688 + 151_936 * 2048), ("qwen2.5-omni-7b", 7_615_616_512)],
+)
+def test_a_model_that_sees_and_hears(site: Path, name: str, text: int) -> None:
+    """Both towers are counted, in float32, beside a text model as large as Qwen2.5's (the 3B's head is its own)."""
+    plan = asked("plan", name, "--memory", "96GiB", site=site)
+    assert plan["tower_bytes"] == 4 * (plan["parameters"] - text) > 5e9
+    assert plan["engine"] == "qak"
+    assert plan["max_pixels"] == 1280 * 28 * 28
+    assert plan["audio_seconds"] == 30.0
+    (row,) = (
+        row
+        for row in asked("models", "--family", "qwen2_5_omni", site=site)["models"]
+        if name in row["aliases"][0].lower()
+    )
+    assert row["kinds"] == ["audio", "image", "text", "video"]
