@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def connect(path: Path, *, max_bytes: int, timeout: float) -> sqlite3.Connection
             ) from error
         connection = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
         try:
+            _write_ahead(connection, timeout)
             _prepare(connection, path, max_bytes)
         except BaseException:
             connection.close()
@@ -61,8 +63,20 @@ def connect(path: Path, *, max_bytes: int, timeout: float) -> sqlite3.Connection
         return connection
 
 
+def _write_ahead(connection: sqlite3.Connection, timeout: float) -> None:
+    """Switch the file to a write-ahead log, once for all; SQLite does not wait for others here, so this does."""
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
 def _prepare(connection: sqlite3.Connection, path: Path, max_bytes: int) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; the file is never torn
     connection.execute("PRAGMA secure_delete = ON")  # what a user deletes is overwritten, not only unlinked
     (page,) = connection.execute("PRAGMA page_size").fetchone()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -191,6 +193,21 @@ with Store({str(path)!r}) as store:
         first.append("a", [Message("user", "mine again")], first.position("a"))
     with Store(path) as again:
         assert [m.text for m in again.load("a").messages] == ["mine", "theirs", "mine again"]
+
+
+def test_a_new_store_waits_for_who_is_making_it(tmp_path: Path) -> None:
+    """Switching a file to its write-ahead log fails at once while somebody writes; a second process waits instead."""
+    path = tmp_path / "s.sqlite3"
+    maker = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    maker.execute("CREATE TABLE made (by)")
+    maker.execute("BEGIN IMMEDIATE")
+    maker.execute("SELECT * FROM made").fetchall()
+    done = threading.Timer(0.2, maker.execute, ["COMMIT"])
+    done.start()
+    with Store(path) as late:
+        assert late.append("a", [Message("user", "there")], Position()).count == 1
+    done.join()
+    maker.close()
 
 
 def test_a_locked_store_says_so(tmp_path: Path) -> None:
