@@ -88,7 +88,7 @@ def agent(
                 {n: [sum(t) for t in v] for n, v in times.items()},
             )
         )
-        rows += _loop_rows("processor time of the same", spent)
+        rows += _loop_rows("processor time of the same", {name: spent[name] for name in times})
         rows.append(Row("drafted ids that came true", _share(usages, "accepted_tokens", "drafted_tokens"), "share"))
         if plot:
             _plot_steps(plot, times, steps)
