@@ -281,7 +281,15 @@ class Agent:
         self, prompt: Any, parts: Any, images: Any, audio: Any, video: Any, messages: Any, output: Any
     ) -> Callable[[Cancel, asyncio.AbstractEventLoop | None], Generator[Event, None, None]]:
         """Check the arguments now; the run itself begins when its events are asked for."""
-        inputs = read_inputs(prompt, parts=parts, images=images, audio=audio, video=video, messages=messages)
+        inputs = read_inputs(
+            prompt,
+            parts=parts,
+            images=images,
+            audio=audio,
+            video=video,
+            messages=messages,
+            kinds=lambda: self.setup.media_types,
+        )
         wanted = self.output_of(output)
 
         def start(cancel: Cancel, loop: asyncio.AbstractEventLoop | None) -> Generator[Event, None, None]:

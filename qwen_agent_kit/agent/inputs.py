@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +28,11 @@ def read_inputs(
     audio: Any = (),
     video: Any = (),
     messages: Iterable[Message | Mapping[str, Any]] = (),
-    kinds: Sequence[type[Media]] = (),
+    kinds: Callable[[], Sequence[type[Media]]] = tuple,
 ) -> Inputs:
     """The messages that the arguments of ``run`` describe.
+
+    ``kinds`` gives the part types of plugins; it is asked only where a message is data.
 
     Raises:
         UsageError: Where one of them is of a kind that is not allowed, or there is nothing to answer.
@@ -72,8 +74,8 @@ def parts_of(value: Any) -> tuple[Part, ...]:
     return tuple(Text(part) if isinstance(part, str) else part for part in several)
 
 
-def _message(value: Message | Mapping[str, Any], kinds: Sequence[type[Media]]) -> Message:
-    return value if isinstance(value, Message) else Message.from_dict(value, kinds)
+def _message(value: Message | Mapping[str, Any], kinds: Callable[[], Sequence[type[Media]]]) -> Message:
+    return value if isinstance(value, Message) else Message.from_dict(value, kinds())
 
 
 def opening(system: str | None, inputs: Inputs) -> list[Message]:

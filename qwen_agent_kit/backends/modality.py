@@ -126,17 +126,17 @@ class Backend:
         name: Unique among installed plugins.
         accepts: The part kinds it covers, ``text`` included.
         families: The catalog families it drives; for models of a plugin's own, their ``model_type``.
-        default: The model that is named where a user asks for none of a kind.
+        default: Not read by the kit; ``ModelEntry.default_for`` says which model answers where none is named.
         parts: Its own subclasses of ``Media``.
         resident: Whether its model stays loaded beside others.
-        widen: ``(part, config, budget) -> (length, digest, item)``, with ``ModelFacts`` and ``MediaBudget``. The digest
-            covers the content and all that changes what the encoder makes of it. Or a list of ``Run`` and ``Share``,
-            for a part whose placeholders are parted by text or by another part's.
+        widen: ``(part, facts, budget) -> (length, digest, item)``, with ``ModelFacts`` and ``MediaBudget``; length is 1
+            or more. The digest, a text, covers the content and all that changes what the encoder makes of it.
+            Or a list of ``Run`` and ``Share``, for a part whose placeholders are parted by text or by another part's.
         positions: ``(ids, spans) -> (positions [3, n], next)`` for models with m-rope; None for plain positions. Spans
             may hold items of other backends; those count like text.
-        encoder: ``(config, tensors, device) -> Encoder``; ``tensors`` maps the checkpoint's names to tensors, read on
+        encoder: ``(facts, tensors, device) -> Encoder``; ``tensors`` maps the checkpoint's names to tensors, read on
             demand.
-        footprint: ``(config, budget) -> bytes``: the towers and what they need for the largest medium of the budget.
+        footprint: ``(facts, budget) -> bytes``: the towers and what they need for the largest medium of the budget.
             None for those of the catalog's families, which the plan counts from config.json to the byte.
         placeholders: Control tokens that stand for its parts in a chat template, besides those of Qwen's own models.
     """

@@ -7,9 +7,12 @@ import time
 
 import click
 
+from qwen_agent_kit.backends import Backend
 from qwen_agent_kit.cli.approval import call_line
 from qwen_agent_kit.cli.output import json_option, note, plain, print_json, print_table
 from qwen_agent_kit.errors import UsageError
+from qwen_agent_kit.messages import Media
+from qwen_agent_kit.plugins import call_list, load
 from qwen_agent_kit.store import Store
 
 __all__ = ["sessions_command"]
@@ -53,9 +56,9 @@ def show_command(name: str, as_json: bool) -> None:
     """Print a conversation."""
     store = Store()
     if as_json:
-        print_json(store.export(name))
+        print_json(store.export(name, _part_types(store, name)))
         return
-    stored = store.load(name)
+    stored = store.load(name, _part_types(store, name))
     if not stored.messages:
         raise UsageError(f"there is no session {name!r}", hint="`qak sessions` lists them")
     clean = plain if sys.stdout.isatty() else str
@@ -72,7 +75,8 @@ def show_command(name: str, as_json: bool) -> None:
 @click.argument("name")
 def export_command(name: str) -> None:
     """Print a conversation as JSON, media as base64."""
-    print_json(Store().export(name))
+    store = Store()
+    print_json(store.export(name, _part_types(store, name)))
 
 
 @sessions_command.command("delete")
@@ -107,6 +111,14 @@ def purge_command(older_than: float | None, keep: int | None, everything: bool, 
         print_json({"deleted": list(gone)})
     else:
         note(f"deleted {len(gone)}")
+
+
+def _part_types(store: Store, name: str) -> tuple[type[Media], ...]:
+    """The part types that installed backends bring; a name without a conversation needs none."""
+    if not store.position(name).count:
+        return ()
+    backends = call_list(load("backends"), "register_backends", Backend, strict=False)
+    return tuple(part for backend in backends for part in backend.parts)
 
 
 def _when(seconds: float) -> str:

@@ -14,6 +14,7 @@ import torch
 from qwen_agent_kit.backends import Embeddings, Encoder, MediaSpan
 from qwen_agent_kit.engine.content import Content
 from qwen_agent_kit.errors import EngineError, QakError
+from qwen_agent_kit.plugins.guard import describe
 
 if TYPE_CHECKING:
     from qwen_agent_kit.models import Decoder, ForeignDecoder
@@ -140,23 +141,29 @@ class MediaCache:
         """All together; where that fails each alone, so that it only fails for whom it must."""
         try:
             with torch.inference_mode():
-                made = self._encoder.encode([span.item for span in spans])
+                made = list(self._encoder.encode([span.item for span in spans]))
+            if len(made) != len(spans):
+                raise _wrong(f"{len(made)} results for {len(spans)} items")
             return [self._checked(span, one) for span, one in zip(spans, made, strict=True)]
         except Exception as error:  # noqa: BLE001  # whatever it is, whoever waits must get it
             if len(spans) > 1:
                 return [self._encode([span])[0] for span in spans]
             if isinstance(error, QakError):
                 return [error]
-            failed = EngineError(f"encoding media failed with {type(error).__name__}", code="encoder_failed")
+            # Its text may quote what it was given, so only the place is told; the error itself is the cause.
+            told = describe(error, content=False)
+            failed = EngineError(f"encoding media failed with {told}", code="encoder_failed")
             failed.__cause__ = error
             return [failed]
 
     def _checked(self, span: MediaSpan, one: Embeddings) -> Embeddings:
+        if not isinstance(one, Embeddings):
+            raise _wrong(f"a {type(one).__name__}; allowed: Embeddings")
+        if not isinstance(one.hidden, torch.Tensor):
+            kind = f"{type(one.hidden).__module__}.{type(one.hidden).__name__}"
+            raise _wrong(f"Embeddings of a {kind}; allowed: a tensor of torch")
         if tuple(one.hidden.shape) != (span.length, self._hidden):
-            raise EngineError(
-                f"the encoder gave {list(one.hidden.shape)} for {span.length} ids of width {self._hidden}",
-                code="encoder_failed",
-            )
+            raise _wrong(f"{list(one.hidden.shape)} for {span.length} ids of width {self._hidden}")
         return one
 
     def _keep(self, key: _Key, embeddings: Embeddings) -> None:
@@ -169,6 +176,10 @@ class MediaCache:
             _, gone = self._kept.popitem(last=False)
             self._bytes -= _size(gone)
             self.counters.evicted += 1
+
+
+def _wrong(gave: str) -> EngineError:
+    return EngineError(f"the encoder gave {gave}", code="encoder_failed")
 
 
 def _size(embeddings: Embeddings) -> int:

@@ -174,7 +174,7 @@ class Host:
         if missing := kinds - model.caps.kinds:
             raise UsageError(
                 f"`{model.name}` takes {sorted(model.caps.kinds)}; found a part of kind {sorted(missing)[0]!r}",
-                hint=missing_kind_hint(sorted(missing)[0]),
+                hint=missing_kind_hint(sorted(missing)[0], self._plugins("backends").conflicts.values()),
                 code="unsupported_kind",
             )
         return model

@@ -6,9 +6,9 @@ other, and runs with what is installed of the two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qwen_agent_kit.backends import (
     Backend,
@@ -21,12 +21,33 @@ from qwen_agent_kit.backends import (
     Share,
     Slice,
 )
-from qwen_agent_kit.errors import MediaError
+from qwen_agent_kit.errors import MediaError, PluginError, QakError
 
 if TYPE_CHECKING:
     from qwen_agent_kit.messages import Media
 
-__all__ = ["drivers_of", "joint", "media_driver"]
+__all__ = ["asked", "drivers_of", "joint", "media_driver"]
+
+T = TypeVar("T")
+
+
+def asked(backend: Backend, name: str, function: Callable[..., T], *given: Any) -> T:
+    """What ``function``, called ``name``, of a plugin's backend answers.
+
+    Raises:
+        PluginError: Where it fails with an error that is not the kit's; those travel unchanged.
+    """
+    try:
+        return function(*given)
+    except QakError:
+        raise
+    except Exception as error:
+        from qwen_agent_kit.plugins.guard import describe
+
+        raise PluginError(
+            f"`{name}` of the backend {backend.name!r} failed: {describe(error)}",
+            hint="what it refuses is a MediaError; `qak plugins` says whose it is",
+        ) from error
 
 
 def drivers_of(family: str, backends: Sequence[Backend]) -> tuple[Backend, ...]:
@@ -121,9 +142,9 @@ class _Parts:
     def _widened(
         self, owner: int, part: Media, facts: ModelFacts, budget: MediaBudget
     ) -> tuple[int, str, Any] | Sequence[Run | Share]:
-        widen = self._backends[owner].widen
-        assert widen is not None, "checked where it was made"
-        return widen(part, facts, budget)
+        backend = self._backends[owner]
+        assert backend.widen is not None, "checked where it was made"
+        return asked(backend, "widen", backend.widen, part, facts, budget)
 
     def _owner(self, part: Media) -> int:
         for number, backend in enumerate(self._backends):
@@ -141,7 +162,8 @@ class _Parts:
         return _Encoder(self._backends, facts, tensors, device)
 
     def footprint(self, facts: ModelFacts, budget: MediaBudget) -> int:
-        return sum(backend.footprint(facts, budget) for backend in self._backends if backend.footprint)
+        stating = [(backend, backend.footprint) for backend in self._backends if backend.footprint]
+        return sum(asked(backend, "footprint", states, facts, budget) for backend, states in stating)
 
 
 def _add(runs: list[Run], share: Share, length: int, digest: str, owned: _Owned) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_agent_kit.backends import Backend, Encoder, MediaBudget, MediaSpan, ModelFacts, Run
 from qwen_agent_kit.catalog import family_of
-from qwen_agent_kit.errors import MediaError, UsageError
-from qwen_agent_kit.host.joint import media_driver
+from qwen_agent_kit.errors import MediaError, ModelError, PluginError, UsageError
+from qwen_agent_kit.host.joint import asked, media_driver
 from qwen_agent_kit.media import MediaLimits, stated_pixels
 from qwen_agent_kit.messages import Media, Message
 from qwen_agent_kit.placement.reading import thinker_of
@@ -52,19 +52,31 @@ class LocalMedia:
         Raises:
             UsageError: For a kind that the model does not take.
             MediaError: For a medium that is refused.
+            PluginError: Where the backend fails, or gives no digest.
         """
         if part.kind not in self.kinds:
             raise UsageError(
                 f"the model takes {sorted(self.kinds)}; found a part of kind {part.kind!r}", code="unsupported_kind"
             )
         assert self.backend.widen is not None, "checked where it was made"
-        made = self.backend.widen(part, self.facts, self.budget)
+        made = asked(self.backend, "widen", self.backend.widen, part, self.facts, self.budget)
         if isinstance(made, tuple):
+            self._check_digest(made[1])
             return made
         runs = [run for run in made if isinstance(run, Run)]
         if len(runs) < len(made):
             raise MediaError(f"the {part.kind} holds what no installed backend takes for this model")
+        for run in runs:
+            self._check_digest(run.digest)
         return runs
+
+    def _check_digest(self, digest: Any) -> None:
+        """Parts of one digest share what was made of them: one that is none would mix strangers'."""
+        if not isinstance(digest, str) or not digest:
+            raise PluginError(
+                f"`widen` of the backend {self.backend.name!r} gave the digest {digest!r:.80}; allowed: a text",
+                hint="hashlib.sha256 of all that the encoder sees, as hexdigest()",
+            )
 
     def positions(self, ids: Sequence[int], spans: Sequence[MediaSpan]) -> np.ndarray | None:
         """int64 [3, n] for m-rope, None for plain positions."""
@@ -121,6 +133,8 @@ class _Tensors(Mapping[str, Any]):
         self.names = {name.removeprefix(_THINKER): name for name in thinker or names}
 
     def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise _NoTensorError(f"the checkpoint has no tensor {name!r}", hint="its encoder needs it")
         return self.model.read(self.names[name])
 
     def __iter__(self) -> Iterator[str]:
@@ -128,6 +142,10 @@ class _Tensors(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+class _NoTensorError(ModelError, KeyError):
+    """What a mapping raises for a name that it lacks, as an error of the kit's."""
 
 
 _THINKER = "thinker."

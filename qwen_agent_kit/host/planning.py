@@ -10,7 +10,7 @@ from qwen_agent_kit.backends import MediaBudget, ModelFacts
 from qwen_agent_kit.catalog import family_of
 from qwen_agent_kit.catalog.released import find
 from qwen_agent_kit.errors import PluginError, UsageError
-from qwen_agent_kit.host.joint import media_driver
+from qwen_agent_kit.host.joint import asked, media_driver
 from qwen_agent_kit.host.resolve import Target
 from qwen_agent_kit.placement import Inventory, Plan, Wishes, inventory, model_of, plan_model, plan_together
 from qwen_agent_kit.placement.reading import read_config, thinker_of
@@ -75,7 +75,8 @@ def _as_stated(host: Host, model: Model, config: Mapping[str, Any]) -> Model:
     facts, states = ModelFacts(thinker_of(config)), backend.footprint
 
     def towers(wishes: Wishes) -> int:
-        stated = states(facts, MediaBudget(wishes.max_pixels, wishes.audio_seconds))
+        budget = MediaBudget(wishes.max_pixels, wishes.audio_seconds)
+        stated = asked(backend, "footprint", states, facts, budget)
         if isinstance(stated, bool) or not isinstance(stated, int) or stated < 0:
             raise PluginError(f"the footprint of backend {backend.name!r} is {stated!r:.80}; allowed: bytes, from 0 on")
         return stated

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from qwen_agent_kit.backends import Backend
 from qwen_agent_kit.catalog import family_of
-from qwen_agent_kit.errors import QakError
+from qwen_agent_kit.errors import PluginError, QakError
 from qwen_agent_kit.host.joint import drivers_of
 from qwen_agent_kit.placement.reading import read_config
 
@@ -75,8 +75,10 @@ def default_kinds(host: Host, kinds: frozenset[str]) -> frozenset[str]:
     return frozenset().union(*covering)
 
 
-def missing_kind_hint(kind: str) -> str:
-    """How to come by a model that takes ``kind``."""
+def missing_kind_hint(kind: str, conflicts: Iterable[PluginError] = ()) -> str:
+    """How to come by a model that takes ``kind``; a quarrel of plugins over a backend's name comes first."""
+    if (conflict := next(iter(conflicts), None)) is not None:
+        return f"{conflict.message}, so neither is used: {conflict.hint}"
     extra = {"image": "vision", "video": "vision", "audio": "audio"}.get(kind)
     plugin = f'pip install "qwen-agent-kit[{extra}]"' if extra else "install its plugin"
     return f"name a model that takes {kind} parts, and {plugin}"

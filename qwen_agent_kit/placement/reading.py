@@ -128,7 +128,10 @@ def shape_from_config(data: Mapping[str, Any], where: str = "config.json") -> Sh
     kind = str(top.data.get("model_type", ""))
     if "tie_word_embeddings" not in text.data and "tie_word_embeddings" in top.data:
         text = _Given({**text.data, "tie_word_embeddings": top.data["tie_word_embeddings"]}, where)
-    return _decoder(text, kind, _towers(top, kind, text.whole("hidden_size", 4096)))
+    towers = _towers(top, kind, text.whole("hidden_size", 4096))
+    # A plugin's own type says nothing of the decoder: the type inside does, as it does for the loader.
+    inner = str(text.data.get("model_type", ""))
+    return _decoder(text, inner if family_of(kind) is None and family_of(inner) else kind, towers)
 
 
 def _decoder(text: _Given, kind: str, towers: tuple[Tower, ...]) -> Shape:

@@ -83,7 +83,7 @@ class Shape:
     """What the formulae need.
 
     Args:
-        model_type: As config.json or GGUF names it.
+        model_type: As config.json or GGUF names it; that of its decoder where nobody knows the model's own.
         layers: How many.
         hidden: Width of the residual stream.
         heads: Query heads.

@@ -84,6 +84,14 @@ class Loaded:
         with self._lock:
             self._rows[distribution] = self._rows[distribution].failed(state, error, cure)
 
+    def same_as(self, distribution: str, label: str) -> bool:
+        """Give an object that is installed as well a row of its own: it counts once; False where that one failed."""
+        with self._lock:
+            row = self._rows[distribution]
+            if row.ok:
+                self._rows[label] = PluginRow(label, hooks=row.hooks)
+            return row.ok
+
     def report(self, plugin: str, hook: str, error: str) -> None:
         """Record that a hook of ``plugin`` failed; the first time goes to the log as a warning."""
         row = self.row(plugin)
@@ -126,7 +134,7 @@ def load(kind: str, *, extra: Iterable[Any] = ()) -> Loaded:
 
     Args:
         kind: One of ``KINDS``.
-        extra: Plugin objects besides the installed ones.
+        extra: Plugin objects besides the installed ones; one that is installed as well counts once.
 
     Raises:
         UsageError: For an unknown kind.
@@ -157,7 +165,9 @@ def load_kinds(kinds: Collection[str], *, extra: Iterable[Any] = (), names: Coll
             except FailureError as failure:
                 loaded.fail(found.name, failure.state, failure.error, failure.cure)
     for plugin in extra:
-        _add_extra(loaded, plugin)
+        owner = next((name for other, name in taken if other is plugin), None)
+        if owner is None or not loaded.same_as(owner, _label(plugin)):
+            _add_extra(loaded, plugin)
     return loaded
 
 
@@ -173,9 +183,12 @@ def _add(loaded: Loaded, found: Found, value: str, taken: list[tuple[Any, str]],
     loaded.register(plugin, name, found.name)
 
 
+def _label(plugin: Any) -> str:
+    return str(plugin.__name__ if inspect.ismodule(plugin) or inspect.isclass(plugin) else type(plugin).__name__)
+
+
 def _add_extra(loaded: Loaded, plugin: Any) -> None:
-    label = plugin.__name__ if inspect.ismodule(plugin) or inspect.isclass(plugin) else type(plugin).__name__
-    name = label
+    name = _label(plugin)
     while loaded.manager.has_plugin(name):
         name += "'"
     loaded.open_row(PluginRow(name))

@@ -23,7 +23,7 @@ from qwen_agent_kit.backends import (
     Sampling,
 )
 from qwen_agent_kit.events import ReasoningDelta, TextDelta
-from qwen_agent_kit.messages import Media, Message, Text
+from qwen_agent_kit.messages import Audio, Image, Media, Message, Text, Video
 from qwen_agent_kit.tools import Tool
 
 __all__ = ["check_backend", "check_engine"]
@@ -162,7 +162,7 @@ def _check_tools(model: ChatModel, sampling: Sampling) -> None:
 
 
 def check_backend(backend: Backend) -> None:
-    """Hold a ``Backend`` to what hosts and the agent rely on; nothing is loaded.
+    """Hold the fields and signatures of a ``Backend`` to what hosts and agents rely on; calls none of its functions.
 
     Raises:
         AssertionError: Says which field is wrong, and what is allowed.
@@ -186,6 +186,9 @@ def check_backend(backend: Backend) -> None:
             part.from_dict(whole.to_dict()) == whole.found(), f"{part.__name__} does not survive to_dict and from_dict"
         )
     media = backend.accepts - {"text"}
+    types: tuple[type[Media], ...] = (Image, Audio, Video, *backend.parts)
+    known = {part.kind for part in types}
+    _check(media <= known, f"`accepts` has {sorted(media - known)}, and no class of `parts` is of that kind")
     for name, count in _FUNCTIONS.items():
         function = getattr(backend, name)
         if function is None:

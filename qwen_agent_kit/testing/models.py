@@ -137,8 +137,8 @@ def tiny_model_dir(
         context: ``max_position_embeddings``.
         vocab_size: At least the tokenizer's; that where None.
         tied: Whether the head is the embedding.
-        tokenizer_json: Another tokenizer, ``tiny_tokenizer()`` where None.
-        template: The chat template, none where None.
+        tokenizer_json: The text of another tokenizer.json; one learned from a few lines where None.
+        template: The chat template, none where None. The one that is left out takes contents that are strings.
         **fields: Further fields of config.json, or other values for those that are written.
 
     Returns:

@@ -10,7 +10,20 @@ import time
 
 import pytest
 
-from qwen_agent_kit import Agent, Image, Limits, Message, Reasoning, Sampling, Text, ToolCall, ToolContext, tool
+from qwen_agent_kit import (
+    Agent,
+    Host,
+    Image,
+    Limits,
+    Media,
+    Message,
+    Reasoning,
+    Sampling,
+    Text,
+    ToolCall,
+    ToolContext,
+    tool,
+)
 from qwen_agent_kit.backends import Backend, CallDone, Capabilities, Choice, Finish, Usage
 from qwen_agent_kit.errors import EngineError, UsageError
 from qwen_agent_kit.events import ReasoningDelta, RunDone, StepDone, TextDelta, ToolReturned
@@ -797,3 +810,25 @@ def test_of_two_equally_narrow_backends_the_open_one_is_taken() -> None:
     chosen = narrowest(pair, None, kinds, frozenset({"b", "wide"}))
     assert (chosen.backend, chosen.reason) == ("b", "the narrowest that covers image, text, and its model is open")
     assert narrowest(pair, "wide", kinds, frozenset({"b"})).backend == "wide"
+
+
+class Scan(Media):
+    """A part of a plugin's own."""
+
+    kind = "scan"
+
+
+def test_messages_as_data_may_hold_the_parts_of_plugins() -> None:
+    """What ``to_dict`` wrote goes into ``messages=`` as it is; a kind that nobody brings is named."""
+
+    class Scans:
+        @hookimpl
+        def register_backends(self) -> list[Backend]:
+            return [Backend("scans", frozenset({"text", "scan"}), parts=(Scan,))]
+
+    model = ScriptedModel(["seen"], caps=Capabilities(kinds=frozenset({"text", "scan"})))
+    data = Message("user", [Scan(b"bytes"), "what?"]).to_dict()
+    assert Agent(model, host=Host(plugins=[Scans()])).run(messages=[data]).output == "seen"
+    assert model.requests[0].messages[0].media == (Scan(b"bytes", "found"),)
+    with pytest.raises(UsageError, match="type 'scan'"):
+        Agent(ScriptedModel(["seen"]), host=Host()).run(messages=[data])

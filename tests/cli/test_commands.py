@@ -11,6 +11,9 @@ import pytest
 from distributions import HEAD, install
 from scripted_cli import run_qak, scripted
 
+from qwen_agent_kit import Media, Message, Text
+from qwen_agent_kit.store import Position, Store
+
 
 @pytest.fixture
 def real_home(private_home: Path, smollm2_gguf: Path) -> Path:
@@ -176,3 +179,36 @@ def test_bench_loop(site: Path) -> None:
     assert all(row["value"] > 0 for row in data["rows"])
     assert any("step 60" in row["name"] for row in data["rows"])
     assert done.returncode == (0 if all(row["ok"] for row in data["rows"]) else 1)
+
+
+SCANS = (
+    HEAD
+    + """
+from qwen_agent_kit import Backend, Media
+
+
+class Scan(Media):
+    kind = "scan"
+
+
+@hookimpl
+def register_backends():
+    return [Backend("scans", frozenset({"text", "scan"}), parts=(Scan,))]
+"""
+)
+
+
+def test_a_session_may_hold_the_part_of_a_plugin(site: Path) -> None:
+    """It is shown and exported where the plugin is installed; where it is not, that is what the error says."""
+
+    class Scan(Media):
+        kind = "scan"
+
+    Store().append("drive", [Message("user", (Scan(b"bytes"), Text("what?")))], Position())
+    gone = run_qak("sessions", "show", "drive", site=site)
+    assert gone.returncode != 0
+    assert "install the plugin" in gone.stderr
+    install(site, "some-scans", {"backends": "scans"}, SCANS)
+    assert run_qak("sessions", "show", "drive", site=site).stdout == "user: what? [scan]\n"
+    (exported,) = json.loads(run_qak("sessions", "export", "drive", site=site).stdout)["messages"]
+    assert exported["parts"][0] == {"type": "scan", "data": "Ynl0ZXM="}

@@ -132,3 +132,24 @@ def test_a_slot_lets_go_when_its_request_ends() -> None:
     slot = Slot(Embeddings(torch.zeros(1, 1)))
     slot.clear()
     assert slot.embeddings is None
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (
+            lambda items: [Embeddings(np.zeros((4, 8)))],
+            r"Embeddings of a numpy\.ndarray; allowed: a tensor of torch",
+        ),
+        (lambda items: [torch.zeros(4, 8)], "gave a Tensor; allowed: Embeddings"),
+        (lambda items: [], "gave 0 results for 1 items"),
+        (lambda items: [Embeddings(torch.zeros(3, 8))], r"gave \[3, 8\] for 4 ids of width 8"),
+        (lambda items: 1 / 0, r"failed with ZeroDivisionError \(test_media\.py:\d+\)"),
+    ],
+)
+def test_an_encoders_mistake_is_told_as_one(made: Any, told: str) -> None:
+    """What it gave and what is allowed, or what it raised and where."""
+    encoder = type("Odd", (), {"encode": lambda self, items: made(items)})()
+    with pytest.raises(EngineError, match=told) as caught:
+        MediaCache(encoder, hidden=8).fill(content(1))
+    assert caught.value.code == "encoder_failed"

@@ -11,8 +11,9 @@ import pytest
 
 from qwen_agent_kit import Audio, Host, Image, Video, hookimpl
 from qwen_agent_kit.backends import Backend, Embeddings, MediaBudget, MediaSpan, ModelFacts, Run, Share, Slice
-from qwen_agent_kit.errors import MediaError, PluginError
+from qwen_agent_kit.errors import MediaError, ModelError, PluginError, UsageError
 from qwen_agent_kit.host.joint import drivers_of, joint
+from qwen_agent_kit.host.media import LocalMedia, media_of
 from qwen_agent_kit.placement import Wishes
 from qwen_agent_kit.testing import tiny_model_dir
 
@@ -147,3 +148,91 @@ def test_what_a_backend_states_is_planned_for(tmp_path: Path) -> None:
     assert set(asked) == {("own", None), ("own", 500)}
     with pytest.raises(PluginError, match="footprint of backend 'own' is -1; allowed: bytes, from 0 on"):
         planned(lambda *_: -1)
+
+
+def own(tmp_path: Path, **made: Any) -> tuple[LocalMedia, type]:
+    """How a model of a plugin's own takes pictures, and the plugin; ``made`` are functions of its backend."""
+    tiny_model_dir(tmp_path, "qwen2")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "text_config": config}))
+    offered = backend("own", "image", families=("own",), **made)
+
+    class Own:
+        @hookimpl
+        def register_backends(self) -> list[Backend]:
+            return [offered]
+
+    media = media_of(tmp_path, [offered])
+    assert media is not None
+    return media, Own
+
+
+def fails(*given: Any) -> Any:
+    raise ValueError("no such thing")
+
+
+def refuses(*given: Any) -> Any:
+    raise MediaError("the picture is empty")
+
+
+def test_a_backend_that_fails_is_named(tmp_path: Path) -> None:
+    """With its function and the error, which is the cause; an error of the kit's travels unchanged."""
+    media, plugin = own(tmp_path, widen=fails, footprint=fails)
+    with pytest.raises(PluginError, match=r"`widen` of the backend 'own' failed: ValueError: no such thing") as caught:
+        media.widen(Image(b"x"))
+    assert isinstance(caught.value.__cause__, ValueError)
+    with Host(plugins=[plugin()]) as host, pytest.raises(PluginError, match=r"`footprint` of the backend 'own' failed"):
+        host.plan(str(tmp_path))
+    media, plugin = own(tmp_path, widen=refuses, footprint=refuses)
+    with pytest.raises(MediaError, match=r"^the picture is empty$"):
+        media.widen(Image(b"x"))
+    with Host(plugins=[plugin()]) as host, pytest.raises(MediaError, match=r"^the picture is empty$"):
+        host.plan(str(tmp_path))
+    both = joint("both", [backend("sees", "image", widen=fails), backend("hears", "audio")])
+    assert both.widen is not None
+    with pytest.raises(PluginError, match="`widen` of the backend 'sees'"):
+        both.widen(Image(b"x"), FACTS, BUDGET)
+
+
+@pytest.mark.parametrize("digest", [None, "", b"bytes", 3])
+def test_a_digest_is_a_text(tmp_path: Path, digest: Any) -> None:
+    """Parts of one digest share keys and values, so None would mix them."""
+    for made in ((2, digest, "item"), [Run(2, digest, "item")]):
+        media, _ = own(tmp_path, widen=lambda *given, made=made: made)
+        with pytest.raises(PluginError, match=r"gave the digest .*; allowed: a text"):
+            media.widen(Image(b"x"))
+
+
+def test_a_tensor_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """The tensors are a mapping: `in` and `get` work, and the error is one of the kit's and a KeyError."""
+    seen: list[Any] = []
+    media, _ = own(tmp_path, encoder=lambda facts, tensors, device: seen.append(tensors) or Tower("own"))
+    media.encoder().encode([1])
+    assert "model.embed_tokens.weight" in seen[0]
+    assert seen[0].get("tower.weight") is None
+    for kind in (ModelError, KeyError):
+        with pytest.raises(kind, match=r"^the checkpoint has no tensor 'tower.weight'"):
+            seen[0]["tower.weight"]
+
+
+def test_a_quarrel_over_a_backend_is_why_a_kind_is_refused(tmp_path: Path) -> None:
+    """Neither of two backends of one name is used, and whoever sends such a part is told."""
+    _, plugin = own(tmp_path)
+    other = type("Other", (plugin,), {})
+    with Host(plugins=[plugin(), other()], quant="fp32", cache=False, prefixes=False) as host:
+        with pytest.raises(UsageError, match="part of kind 'image'") as caught:
+            host.open(str(tmp_path), kinds=frozenset({"text", "image"}))
+        assert "'Own' and 'Other'" in (caught.value.hint or "")
+
+
+def test_the_plan_of_a_models_own_type_goes_by_its_decoder(tmp_path: Path) -> None:
+    """The type inside says what runs it, with the same numbers; without one there, transformers would."""
+    _, plugin = own(tmp_path)
+    with Host(plugins=[plugin()]) as host:
+        plan = host.plan(str(tmp_path))
+        assert not any("transformers" in reason for reason in plan.reasons)
+        assert plan.parameters == host.plan(str(tiny_model_dir(tmp_path / "plain", "qwen2"))).parameters
+        config = json.loads((tmp_path / "config.json").read_text())
+        del config["text_config"]["model_type"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert any("own runs through transformers" in reason for reason in host.plan(str(tmp_path)).reasons)

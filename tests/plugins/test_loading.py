@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 import threading
@@ -104,6 +105,17 @@ def test_f54_a_duplicate_name_is_an_error_that_names_both():
         assert lift not in call_list(lenient, "register_tools", Tool, strict=False)
         assert {rows_of(lenient)[name].state for name in ("One", "Two")} == {"conflict"}
         assert str(lenient.conflicts["lift"]) == str(caught.value)
+
+
+def test_a_module_that_is_installed_and_passed_counts_once(site: Path):
+    """As in the tests of an installed plugin: one offer, a row of its own, no quarrel with itself."""
+    install(site, "good-one", {"tools": "good"}, GOOD)
+    module = importlib.import_module("good_one")
+    loaded = load("tools", extra=[module])
+    alone = call_list(load("tools"), "register_tools", Tool)
+    assert [tool.name for tool in call_list(loaded, "register_tools", Tool)] == [tool.name for tool in alone]
+    assert rows_of(loaded)["good_one"].hooks == rows_of(loaded)["good-one"].hooks == ("register_tools",)
+    assert all(row.ok for row in loaded.rows)
 
 
 def test_a_load_is_fresh():

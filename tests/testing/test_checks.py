@@ -156,6 +156,7 @@ class Lossy(Media):
         ({"families": ["qwen2"]}, "`families`"),
         ({"parts": [Scan]}, "`parts`"),
         ({"parts": (str,)}, "subclasses of Media"),
+        ({"parts": ()}, r"`accepts` has \['scan'\], and no class of `parts`"),
         ({"parts": (Image,)}, "which `accepts` lacks"),
         ({"parts": (Nameless,), "accepts": frozenset({"text", "media"})}, "a kind of its own"),
         ({"parts": (Lossy,)}, "does not survive"),
