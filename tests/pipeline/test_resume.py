@@ -59,8 +59,9 @@ def _killed_and_resumed(tmp_path: Path, count: int, kills: int, sink: str, order
     for number in range(kills):
         log = tmp_path / f"computed{number}"
         done = _whole_keys(journal)
-        child = _start(folder, out, log, ordered, 0.003)
-        moment = len(done) + random.randint(1, max(1, (count - len(done)) // 2))
+        child = _start(folder, out, log, ordered, 0.01)
+        # Each kill leaves enough for the later ones: a run of few items may end before it is seen.
+        moment = len(done) + random.randint(1, (count - len(done)) // (kills - number + 1))
         while len(_whole_keys(journal)) < moment and child.poll() is None:
             time.sleep(0.001)
         child.send_signal(signal.SIGKILL)
