@@ -6,6 +6,7 @@ and multiplying gives. Where there is none, or it is wrong, the matrix is unpack
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from qwen_agent_kit.errors import UsageError
 from qwen_agent_kit.models.cuda.bnb import int8_on_card, nf4_on_card
 
 __all__ = ["CardLinear", "Packed", "pack"]
+
+_LOG = logging.getLogger("qwen_agent_kit")
 
 GROUP = 64
 """Columns of int4 that share a scale."""
@@ -140,7 +143,9 @@ class CardLinear(nn.Module):
             right = F.linear(x, self.packed.unpack()).float()
             try:
                 off = self.packed.multiply(x).float() - right
-            except (RuntimeError, NotImplementedError):
+            except (RuntimeError, NotImplementedError) as error:
+                # A card or a torch that lacks it says so only when it is called; unpacking works everywhere.
+                _LOG.info("the %s kernel is not used for %d columns: %s", self.packed.scheme, k, error)
                 return False
             if not float(off.norm()) <= allowed * float(right.norm()):
                 return False
