@@ -8,7 +8,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check -qq
+QUIET := --disable-pip-version-check -qq
+PIP := $(PY) -m pip $(QUIET)
 DISTRIBUTIONS := . $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 SOURCES := $(shell find qwen_agent_kit plugins -type f -not -path '*/__pycache__/*' -not -path '*/tests/*') \
 	pyproject.toml README.md LICENSE
@@ -19,22 +20,30 @@ MATERIAL := .cache/.material
 RESULTS := .cache/results.xml
 WORKERS ?= 2
 ARGS ?=
+WITHOUT := .venv-without-$(PLUGIN)
 
-.PHONY: help venv wheels install material lint format test test-full mutants demo docs lock clean
+ifneq ($(filter test-without,$(MAKECMDGOALS)),)
+ifeq ($(filter [vision] [audio],[$(PLUGIN)]),)
+$(error PLUGIN is '$(PLUGIN)'; allowed: vision, audio, as in `make test-without PLUGIN=vision`)
+endif
+endif
+
+.PHONY: help venv wheels install material lint format test test-full test-without mutants demo docs lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 venv: $(DEPENDENCIES)  ## .venv with the exact versions of constraints.txt
 wheels: $(WHEELS)  ## the core and every plugin, into dist/
 install: $(INSTALLED)  ## those wheels, into .venv
 material: $(MATERIAL)  ## the real tokenizers and weights that the tests use, into .cache
 
-$(DEPENDENCIES): constraints.txt
+# A pattern, because test-without makes a venv of its own the same way.
+%/.dependencies: constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later was found" >&2; exit 2; }
-	@$(PYTHON) scripts/make_venv.py $(VENV)
-	@echo "installing the packages of constraints.txt" >&2
-	@$(PIP) install --requirement constraints.txt
+	@$(PYTHON) scripts/make_venv.py $*
+	@echo "installing the packages of constraints.txt into $*" >&2
+	@$*/bin/python -m pip $(QUIET) install --requirement constraints.txt
 	@touch $@
 
 $(WHEELS): $(DEPENDENCIES) $(SOURCES)
@@ -73,6 +82,19 @@ test: $(INSTALLED) $(MATERIAL)  ## the tests, on the installed wheels
 test-full: $(INSTALLED) $(MATERIAL)  ## the tests with their large counts
 	@$(PYTEST) --timeout 3000 "$$here/tests" "$$here/plugins" $(ARGS)
 
+$(WITHOUT)/.installed: $(WITHOUT)/.dependencies $(WHEELS)
+	@$(WITHOUT)/bin/python -m pip $(QUIET) install --no-index --no-deps --force-reinstall \
+		$$(ls dist/*.whl | grep -v '^dist/qwen_agent_kit_$(PLUGIN)-')
+	@$(WITHOUT)/bin/python -m pip $(QUIET) check
+	@touch $@
+
+test-without: private PY := $(WITHOUT)/bin/python
+test-without: private RESULTS := .cache/results-without-$(PLUGIN).xml
+test-without: $(WITHOUT)/.installed $(MATERIAL)  ## the same where PLUGIN=vision or PLUGIN=audio is not installed
+	@$(PY) -c 'from importlib.util import find_spec; assert not find_spec("qwen_agent_kit_$(PLUGIN)")' || \
+		{ echo "error: $(WITHOUT) holds qwen-agent-kit-$(PLUGIN); hint: rm -r $(WITHOUT)" >&2; exit 2; }
+	@$(PYTEST) -m "not full" "$$here/tests" "$$here/plugins" --ignore "$$here/plugins/$(PLUGIN)" $(ARGS)
+
 mutants: $(INSTALLED) $(MATERIAL)  ## break the heart of the code on purpose; prints killed/total
 	@$(PY) tests/mutants/run.py $(ARGS)
 
@@ -87,4 +109,4 @@ lock: $(INSTALLED)  ## write constraints.txt from what .venv holds
 	@$(PY) scripts/lock.py > constraints.txt.new && mv constraints.txt.new constraints.txt && touch $(DEPENDENCIES)
 
 clean:  ## take away what make made, except .cache
-	@rm -rf $(VENV) dist build site .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf $(VENV) .venv-without-* dist build site .mypy_cache .ruff_cache .pytest_cache
