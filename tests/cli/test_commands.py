@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
-import pytest
 from distributions import HEAD, install
 from scripted_cli import run_qak, scripted
 
 from qwen_agent_kit import Media, Message, Text
 from qwen_agent_kit.store import Position, Store
-
-
-@pytest.fixture
-def real_home(private_home: Path, smollm2_gguf: Path) -> Path:
-    """A root whose cache holds the real weights, as after `make demo`."""
-    folder = private_home / "cache" / "models" / "smollm2"
-    folder.mkdir(parents=True)
-    os.link(smollm2_gguf, folder / smollm2_gguf.name) if _same_disk(smollm2_gguf, folder) else shutil.copy(
-        smollm2_gguf, folder
-    )
-    return private_home
-
-
-def _same_disk(one: Path, two: Path) -> bool:
-    return one.stat().st_dev == two.stat().st_dev
 
 
 def _json(*arguments: str, site: Path, code: int = 0, **environment: str) -> dict:

@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-CHECKOUT = Path(__file__).resolve().parents[2]
-PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
-PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-WITH_CODE = [page for page in PAGES if PYTHON.search(page.read_text(encoding="utf-8"))]
+from pages import CHECKOUT, PAGES, code_of, name_of, needs, pages_for, run_page
 
 
-@pytest.fixture
-def real_home(private_home: Path, smollm2_gguf: Path) -> Path:
-    """A root whose cache holds the real weights, as after `make demo`."""
-    folder = private_home / "cache" / "models" / "smollm2"
-    folder.mkdir(parents=True)
-    shutil.copy(smollm2_gguf, folder / smollm2_gguf.name)
-    return private_home
-
-
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(CHECKOUT)))
+@pytest.mark.parametrize("page", pages_for(), ids=name_of)
 def test_the_code_of_a_page_runs(page: Path, real_home: Path, tmp_path: Path) -> None:
-    """The python blocks of a page run one after the other, as one program; a page about a plugin, where that is."""
-    program = tmp_path / "page.py"
-    code = "\n".join(PYTHON.findall(page.read_text(encoding="utf-8")))
-    for plugin in re.findall(r"^from (qwen_agent_kit_[a-z]+)", code, re.MULTILINE):
-        pytest.importorskip(plugin)
-    program.write_text(code, encoding="utf-8")
-    environment = {**os.environ, "QAK_HOME": str(real_home), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-W", "error::DeprecationWarning:__main__", str(program)]
-    run = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    """The python blocks of a page run one after the other, as one program."""
+    run_page(page, real_home, tmp_path)
+
+
+def test_every_page_with_code_is_run() -> None:
+    """What is not run here needs one plugin, and the tests of that plugin run it."""
+    elsewhere = {name_of(page): needs(page) for page in PAGES if code_of(page) and needs(page)}
+    for page, plugins in elsewhere.items():
+        assert len(plugins) == 1, f"{page} needs {sorted(plugins)}, and no test runs such a page"
+        tests = CHECKOUT.glob(f"plugins/{min(plugins)}/tests/test_*.py")
+        assert any(f'pages_for("{min(plugins)}")' in test.read_text(encoding="utf-8") for test in tests), page
+    assert len(elsewhere) >= 2
 
 
 def test_links_between_pages_hold() -> None:

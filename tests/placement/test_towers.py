@@ -1,4 +1,4 @@
-"""Models that see and hear: the plan counts their encoders as they are loaded."""
+"""Models that see and hear: the plan counts their encoders, whether or not a plugin is there to load them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from qwen_agent_kit.host import Host
 from qwen_agent_kit.placement import make_plan
 
 NAMES = ("miniature-vl", "miniature-audio")
@@ -37,16 +36,3 @@ def test_every_parameter_of_a_miniature_is_planned(name: str) -> None:
     kinds = json.loads((folder(name) / "config.json").read_bytes())
     assert (made.max_pixels is not None) == ("vision_config" in kinds)
     assert (made.audio_seconds is not None) == ("audio_config" in kinds)
-
-
-@pytest.mark.parametrize("quant", ["bf16", "int8"])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_miniature_takes_what_was_planned(name: str, quant: str) -> None:
-    """Loaded, decoder and encoder take what the plan says within a hundredth, and the plan says so itself."""
-    pytest.importorskip("qwen_agent_kit_vision" if name == "miniature-vl" else "qwen_agent_kit_audio")
-    with Host(quant=quant, cache=False, prefixes=False) as host:
-        model = host.open(name)
-        plan = host.plan(name)
-        assert model.caps.kinds > {"text"}
-    assert plan.measured["weight_bytes"] == pytest.approx(plan.weight_bytes, rel=0.01)
-    assert any(reason.startswith("measured: weight bytes") for reason in plan.reasons)

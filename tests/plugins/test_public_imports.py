@@ -1,4 +1,4 @@
-"""Plugins stand on the public modules alone, and never on each other."""
+"""Plugins stand on the public modules alone, and never on each other; nor do the tests."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ SOURCES = sorted(
     for pattern in ("plugins/*/qwen_agent_kit_*.py", "plugins/*/qwen_agent_kit_*/**/*.py", "examples/series/*.py")
     for path in CHECKOUT.glob(pattern)
 )
+
+MODALITIES = ("vision", "audio")
+TESTS = sorted(path for pattern in ("tests/**/*.py", "plugins/*/tests/*.py") for path in CHECKOUT.glob(pattern))
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -65,3 +68,31 @@ def test_the_check_finds_what_it_forbids() -> None:
         "qwen_agent_kit_audio.join",
     ]
     assert len(SOURCES) > 15
+
+
+def lent(text: str, own: str) -> list[str]:
+    """The modalities besides ``own`` that a test's source imports, or without which it would skip."""
+    tree = ast.parse(text)
+    names = {name.partition(".")[0] for name in imported(tree)}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    names |= {ast.unparse(call.args[0])[1:-1] for call in calls if ast.unparse(call.func).endswith("importorskip")}
+    return sorted({f"qwen_agent_kit_{modality}" for modality in MODALITIES} & names - {own})
+
+
+def test_tests_live_with_the_plugin_that_they_need() -> None:
+    """`make test-without PLUGIN=...` runs the rest where it is not installed; `integration` needs both."""
+    found = {}
+    for path in TESTS:
+        parts = path.relative_to(CHECKOUT).parts
+        found[path] = lent(path.read_text(encoding="utf-8"), f"qwen_agent_kit_{parts[1]}")
+    assert not {str(path): names for path, names in found.items() if names}
+    assert len(TESTS) > 100
+
+
+def test_the_check_finds_what_is_lent() -> None:
+    """An import, at the top or inside, and a skip; not the plugin's own module."""
+    text = "def test():\n    from qwen_agent_kit_audio.decode import decode\n"
+    assert lent(text, "qwen_agent_kit_vision") == ["qwen_agent_kit_audio"]
+    assert lent(text, "qwen_agent_kit_audio") == []
+    skips = 'vision = pytest.importorskip("qwen_agent_kit_vision")\nimport qwen_agent_kit_audio\n'
+    assert lent(skips, "qwen_agent_kit_host") == ["qwen_agent_kit_audio", "qwen_agent_kit_vision"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,8 @@ QUESTIONS = [
 
 
 @pytest.fixture
-def host(smollm2_gguf: Path, private_home: Path) -> Iterator[Host]:
-    """A host whose cache holds the real weights, as after `make demo`."""
-    folder = private_home / "cache" / "models" / "smollm2"
-    folder.mkdir(parents=True)
-    shutil.copy(smollm2_gguf, folder)
+def host(real_home: Path) -> Iterator[Host]:
+    """A host whose cache holds the real weights."""
     with Host() as opened:
         yield opened
 

@@ -1,89 +1,44 @@
-"""Which model answers when none is named, over a conversation whose parts change; on the real small models."""
+"""Where the model of text is named, it answers whatever comes; on the real weights, with any plugins or none."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from qwen_agent_kit import Agent, Audio, Host, Image, Limits, Sampling, tool
+from qwen_agent_kit import Agent, Audio, Host, Image, Limits, Media, Sampling, tool
 from qwen_agent_kit.errors import UsageError
-
-pytest.importorskip("qwen_agent_kit_vision")
-pytest.importorskip("qwen_agent_kit_audio")
 
 DATA = Path(__file__).with_name("data")
 SCENE, CLIP = DATA / "scenes" / "scene-001.png", DATA / "clips" / "clip-000.wav"
 
 
 @pytest.fixture
-def host(smollm2_gguf: Path, private_home: Path) -> Iterator[Host]:
-    """A host that finds all three miniatures."""
-    folder = private_home / "cache" / "models" / "smollm2"
-    folder.mkdir(parents=True)
-    shutil.copy(smollm2_gguf, folder)
+def host(real_home: Path) -> Iterator[Host]:
     with Host() as opened:
         yield opened
 
 
-def test_the_model_follows_the_parts(host: Host) -> None:
-    """Text, then a picture, then text again: the seeing model stays, since the history still holds the picture."""
-    agent = Agent(host=host, sampling=Sampling(max_tokens=4, temperature=0))
-    chat = agent.chat()
-    chosen = [chat.run("Say hello.").steps[0]]
-    chosen.append(chat.run("Which colour is the square?", images=[SCENE]).steps[0])
-    chosen.append(chat.run("And which shape?").steps[0])
-    assert [(step.backend, step.reason) for step in chosen] == [
-        ("text", "the narrowest that covers text"),
-        ("vision", "the narrowest that covers image, text"),
-        ("vision", "the narrowest that covers image, text"),
-    ]
-    heard = agent.run("What was said?", audio=[CLIP])
-    assert (heard.output, heard.steps[0].backend) == ("five", "audio")
-    assert host.resident == {"text", "vision", "audio"}
+@pytest.mark.parametrize(("part", "plugin"), [(Image(SCENE), "vision"), (Audio(CLIP), "audio")])
+def test_a_part_that_it_does_not_take_is_refused(host: Host, part: Media, plugin: str) -> None:
+    """The error names the kind, and the plugin that has models for it."""
+    with pytest.raises(UsageError, match=f"found a part of kind '{part.kind}'") as caught:
+        Agent("smollm2", host=host).run([part, "What is this?"])
+    assert f'pip install "qwen-agent-kit[{plugin}]"' in (caught.value.hint or "")
 
 
-def test_a_kind_that_nothing_here_takes_is_named(host: Host) -> None:
-    """A picture and a clip in one conversation need a model of both; none is fetched, the error says what is here."""
-    with pytest.raises(UsageError, match=r"\['audio', 'image', 'text'\].*installed for: \['audio', 'image'") as caught:
-        Agent(host=host).run("What is this?", images=[SCENE], audio=[CLIP])
-    assert "name one" in (caught.value.hint or "")
-    with pytest.raises(UsageError, match="found a part of kind 'image'") as caught:
-        Agent("smollm2", host=host).run("What is this?", images=[SCENE])
-    assert 'pip install "qwen-agent-kit[vision]"' in (caught.value.hint or "")
-
-
-@pytest.mark.parametrize(("kind", "part"), [("vision", Image(SCENE.read_bytes())), ("audio", Audio(CLIP.read_bytes()))])
-def test_what_a_tool_returns_is_seen_or_heard_next(host: Host, kind: str, part: Any) -> None:
-    """The text model calls the tool; the next step goes to the model that takes what came, and it encodes it once."""
+@pytest.mark.parametrize("part", [Image(SCENE.read_bytes()), Audio(CLIP.read_bytes())])
+def test_what_a_tool_returns_is_left_out(host: Host, part: Media) -> None:
+    """No other model is tried: it reads that something was left out."""
 
     @tool
-    def fetch() -> Any:
+    def fetch() -> Media:
         """Fetch the thing in question."""
         return part
-
-    limits, sampling = Limits(steps=2), Sampling(max_tokens=48, temperature=0)
-    result = Agent(host=host, tools=[fetch], tool_choice="required", limits=limits, sampling=sampling).run("Fetch it.")
-    assert [step.backend for step in result.steps] == ["text", kind]
-    assert result.steps[1].reason == f"the narrowest that covers {', '.join(sorted({'text', part.kind}))}"
-    assert [one.kind for one in result.messages[2].media] == [part.kind]
-    model: Any = host.open(None, kinds=frozenset({"text", part.kind}))
-    assert model.engine.media_counters.encoded == 1
-
-
-def test_a_single_model_of_text_leaves_a_picture_out(host: Host) -> None:
-    """Where one model is named, no other is tried: it reads that something was left out."""
-
-    @tool
-    def fetch() -> Image:
-        """Fetch the picture in question."""
-        return Image(SCENE.read_bytes())
 
     limits, sampling = Limits(steps=2), Sampling(max_tokens=48, temperature=0)
     agent = Agent("smollm2", host=host, tools=[fetch], tool_choice="required", limits=limits, sampling=sampling)
     result = agent.run("Fetch it.")
     assert [step.backend for step in result.steps] == ["text", "text"]
-    assert "image left out" in result.messages[2].parts[0].text  # type: ignore[union-attr]  # a tool result
+    assert f"{part.kind} left out" in result.messages[2].parts[0].text  # type: ignore[union-attr]  # a tool result

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("qwen_agent_kit_vision")
+from PIL import Image
 
 WINDOW = 8
 CHILD = """
@@ -43,8 +42,6 @@ print(report.seen, report.before, report.done, report.failed)
 
 def _pictures(folder: Path, count: int) -> Path:
     """Distinct ones, of mixed size: a square of some colour on white, and three pixels that number it."""
-    from PIL import Image
-
     folder.mkdir()
     draw = np.random.default_rng(5)
     for number in range(count):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
+import qwen_agent_kit_audio as audio
+import qwen_agent_kit_vision as vision
 import tiny_omni
 import torch
+from qwen_agent_kit_audio.decode import resampled
 
 from qwen_agent_kit import Agent, Audio, Host, Image, Message, Sampling, Text, Video
 from qwen_agent_kit.backends import Backend, ChatRequest, Finish
@@ -23,10 +26,6 @@ from qwen_agent_kit.host.local import LocalChatModel
 from qwen_agent_kit.host.media import LocalMedia, _Tensors, media_of
 from qwen_agent_kit.models import load_model
 from qwen_agent_kit.placement import make_plan
-
-vision = pytest.importorskip("qwen_agent_kit_vision")
-audio = pytest.importorskip("qwen_agent_kit_audio")
-av = pytest.importorskip("av")
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of the processor
 
@@ -298,7 +297,7 @@ def test_sound_of_any_rate_becomes_16_khz_mono(omni: Any) -> None:
     left, right = (np.repeat(tone(3.0, hertz), 3)[: 44_100 * 3] for hertz in (300.0, 700.0))
     data = clip(12, 4, np.stack([left, right]), 44_100)
     options = {"nframes": 4, "sound": True, **SMALL}
-    expected = importlib.import_module("qwen_agent_kit_audio.decode").resampled((left + right) / 2, 44_100)
+    expected = resampled((left + right) / 2, 44_100)
     assert np.allclose(heard_in(omni, Video(data, options=options)), expected, atol=1e-6)
     part = heard_in(omni, Video(data, options={**options, "video_start": 1.0, "video_end": 2.5}))
     assert len(part) == 24_000
