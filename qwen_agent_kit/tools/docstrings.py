@@ -39,7 +39,7 @@ def read_docstring(text: str | None) -> Documented:
     text = inspect.cleandoc(text)
     try:
         parsed = docstring_parser.parse(text)
-    except docstring_parser.ParseError:
+    except (docstring_parser.ParseError, IndexError):  # the latter is its reader of Sphinx's style at a line ": :"
         return Documented(text)
     parameters: dict[str, str] = {}
     choices: dict[str, tuple[Any, ...]] = {}
