@@ -114,7 +114,7 @@ INLINE void score(attention_t *s, int q, int queries, int dim) {
     v16 sums[4][2];
     for (int i = 0; i < queries; i++) sums[i][0] = sums[i][1] = splat(0);
     for (int d = 0; d < dim; d++) {
-        v16 a = load16(s->keys + d * SPAN), b = load16(s->keys + d * SPAN + 16);
+        v16 a = keep16(load16(s->keys + d * SPAN)), b = keep16(load16(s->keys + d * SPAN + 16));
         for (int i = 0; i < queries; i++) {
             v16 x = splat(s->queries[(q + i) * MOST_DIM + d]);
             sums[i][0] = fma16(x, a, sums[i][0]);
@@ -148,8 +148,8 @@ INLINE void pair16(const attention_t *s, const uint16_t *raw, int k, int filled,
         *a = bf16x16(raw + (int64_t)k * filled + d);
         *b = bf16x16(raw + (int64_t)k * filled + d + 16);
     } else {
-        *a = load16(s->values + k * filled + d);
-        *b = load16(s->values + k * filled + d + 16);
+        *a = keep16(load16(s->values + k * filled + d));
+        *b = keep16(load16(s->values + k * filled + d + 16));
     }
 }
 

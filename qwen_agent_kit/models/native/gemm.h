@@ -19,6 +19,8 @@
 
 enum { INT8 = 0, INT4 = 1 };
 
+#define MOST_ROWS 4 /* of which the sums stay in registers */
+
 typedef struct {
     const uint8_t *data;
     const float *bias; /* [n] or NULL */
@@ -93,59 +95,67 @@ INLINE __m512i four(const uint8_t *p) {
     return _mm512_set1_epi32(x);
 }
 
-/* Sixteen columns of the result for `rows` rows, and `wide` times as many: sums[w * rows + r]. */
+/* Ask for what this place of a stream of blocks reads `AHEAD` bytes later: the streams of a pair of blocks go on behind
+ * the other one's end. */
+#define AHEAD 2048
+INLINE void ask(const uint8_t *block, size_t at, size_t stride, int wide) {
+    size_t there = at + AHEAD < stride ? at + AHEAD : at + AHEAD + (size_t)(wide - 1) * stride;
+    _mm_prefetch((const char *)(block + there), _MM_HINT_T0);
+}
+
+/* Sixteen columns of the result for `rows` rows, and `wide` times as many: sums[w * rows + r]. Of the weights 64 bytes
+ * at a time are held, so that the sums of `rows` rows stay in registers. `first` is whether they are read for the first
+ * time. */
 INLINE void tile(const uint8_t *data, size_t stride, int kind, int groups, const uint8_t *const *x, int rows, int wide,
-                 v16 *sums) {
+                 int first, v16 *sums) {
     const int bytes = tile_bytes(kind);
+    const __m512i low = _mm512_set1_epi8(15);
     for (int i = 0; i < rows * wide; i++) sums[i] = splat(0);
     for (int g = 0; g < groups; g++) {
-        __m512i q[2][8];
-        v16 ws[2], zero[2];
-        for (int w = 0; w < wide; w++) {
-            const uint8_t *p = data + w * stride + (size_t)g * bytes, *scales = data + w * stride + (size_t)groups * bytes;
-            ws[w] = half16(scales + (size_t)g * 32);
-            if (kind == INT4) zero[w] = bytes16(scales + (size_t)groups * 32 + (size_t)g * 16);
-            if (rows == 1) _mm_prefetch((const char *)(p + 2048), _MM_HINT_T0);
-            if (kind == INT8) {
-                for (int j = 0; j < 8; j++) q[w][j] = _mm512_loadu_si512(p + 64 * j);
-            } else {
-                const __m512i low = _mm512_set1_epi8(15);
-                for (int j = 0; j < 4; j++) {
-                    __m512i both = _mm512_loadu_si512(p + 64 * j);
-                    q[w][j] = _mm512_and_si512(both, low);
-                    q[w][j + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+        __m512i whole[2 * MOST_ROWS];
+        for (int r = 0; r < rows; r++)
+            for (int w = 0; w < wide; w++)
+                whole[w * rows + r] = kind == INT8 ? four(x[r] + (size_t)groups * 36 + (size_t)g * 4) : _mm512_setzero_si512();
+        for (int j = 0; j < bytes / 64; j++) {
+            const size_t at = (size_t)g * bytes + 64 * j;
+            __m512i q[2], high[2];
+            for (int w = 0; w < wide; w++) {
+                if (first) ask(data + w * stride, at, stride, wide);
+                q[w] = _mm512_loadu_si512(data + w * stride + at);
+                if (kind == INT8) continue;
+                high[w] = _mm512_and_si512(_mm512_srli_epi16(q[w], 4), low);
+                q[w] = _mm512_and_si512(q[w], low);
+            }
+            for (int r = 0; r < rows; r++) {
+                const uint8_t *a = x[r] + (size_t)g * 32 + 4 * j;
+                for (int w = 0; w < wide; w++) {
+                    whole[w * rows + r] = _mm512_dpbusd_epi32(whole[w * rows + r], q[w], four(a));
+                    if (kind == INT4) whole[w * rows + r] = _mm512_dpbusd_epi32(whole[w * rows + r], high[w], four(a + 16));
                 }
             }
         }
-        for (int r = 0; r < rows; r++) {
-            const uint8_t *a = x[r] + (size_t)g * 32;
-            const uint8_t *rest = x[r] + (size_t)groups * 32 + (size_t)g * 4;
-            float scale;
-            memcpy(&scale, rest, 4);
-            __m512i first[2], second[2];
-            for (int w = 0; w < wide; w++) {
-                first[w] = kind == INT8 ? four(rest + (size_t)groups * 4) : _mm512_setzero_si512();
-                second[w] = _mm512_setzero_si512();
+        for (int w = 0; w < wide; w++) {
+            const uint8_t *scales = data + w * stride + (size_t)groups * bytes;
+            if (first) { /* the next pair's, of which there are too few in a row to be fetched by themselves */
+                if (g % 2 == 0) _mm_prefetch((const char *)(scales + wide * stride + (size_t)g * 32), _MM_HINT_T1);
+                if (kind == INT4 && g % 4 == 0) _mm_prefetch((const char *)(scales + wide * stride + (size_t)groups * 32 + (size_t)g * 16), _MM_HINT_T1);
             }
-            for (int j = 0; j < 4; j++) {
-                __m512i near = four(a + 4 * j), far = four(a + 16 + 4 * j);
-                for (int w = 0; w < wide; w++) {
-                    first[w] = _mm512_dpbusd_epi32(first[w], q[w][j], near);
-                    second[w] = _mm512_dpbusd_epi32(second[w], q[w][j + 4], far);
-                }
-            }
-            for (int w = 0; w < wide; w++) {
-                v16 whole = _mm512_cvtepi32_ps(_mm512_add_epi32(first[w], second[w]));
-                if (kind == INT4) whole = fma16(zero[w], _mm512_castsi512_ps(four(rest + (size_t)groups * 4)), whole);
-                sums[w * rows + r] = fma16(whole, ws[w] * splat(scale), sums[w * rows + r]);
+            const v16 ws = half16(scales + (size_t)g * 32);
+            const v16 zero = kind == INT4 ? bytes16(scales + (size_t)groups * 32 + (size_t)g * 16) : splat(0);
+            for (int r = 0; r < rows; r++) {
+                const float *rest = (const float *)(x[r] + (size_t)groups * 32) + g;
+                v16 v = _mm512_cvtepi32_ps(whole[w * rows + r]);
+                if (kind == INT4) v = fma16(zero, splat(rest[groups]), v);
+                sums[w * rows + r] = fma16(v, ws * splat(rest[0]), sums[w * rows + r]);
             }
         }
     }
 }
 #else
 INLINE void tile(const uint8_t *data, size_t stride, int kind, int groups, const uint8_t *const *x, int rows, int wide,
-                 v16 *sums) {
+                 int first, v16 *sums) {
     const int bytes = tile_bytes(kind);
+    (void)first;
     for (int w = 0; w < wide; w++)
         for (int r = 0; r < rows; r++) {
             const int8_t *a = (const int8_t *)x[r];
@@ -194,20 +204,25 @@ INLINE void put(const matrix_t *m, int b, const v16 *sums, int rows, float *cons
     }
 }
 
-INLINE void few(const matrix_t *m, int b, int wide, int kind, const uint8_t *const *x, float *const *out, int rows, int add) {
+INLINE void few(const matrix_t *m, int b, int wide, int kind, const uint8_t *const *x, float *const *out, int rows,
+                int first, int add) {
     const size_t stride = block_bytes(kind, m->groups);
-    v16 sums[8];
-    tile(m->data + (size_t)b * stride, stride, kind, m->groups, x, rows, wide, sums);
+    v16 sums[2 * MOST_ROWS];
+    tile(m->data + (size_t)b * stride, stride, kind, m->groups, x, rows, wide, first, sums);
     put(m, b, sums, rows, out, add);
     if (wide == 2) put(m, b + 1, sums + rows, rows, out, add);
 }
 
 /* The loops are written out for each constant, so that sums and weights stay in registers. */
 INLINE void block(const matrix_t *m, int b, int wide, int kind, const uint8_t *const *x, float *const *out, int rows, int add) {
-    for (; rows >= 4; rows -= 4, x += 4, out += 4) few(m, b, wide, kind, x, out, 4, add);
-    if (rows == 3) few(m, b, wide, kind, x, out, 3, add);
-    else if (rows == 2) few(m, b, wide, kind, x, out, 2, add);
-    else if (rows == 1) few(m, b, wide, kind, x, out, 1, add);
+    int first = 1;
+    for (; rows >= MOST_ROWS; rows -= MOST_ROWS, x += MOST_ROWS, out += MOST_ROWS, first = 0) {
+        if (first) few(m, b, wide, kind, x, out, MOST_ROWS, 1, add);
+        else few(m, b, wide, kind, x, out, MOST_ROWS, 0, add);
+    }
+    if (rows == 3) few(m, b, wide, kind, x, out, 3, first, add);
+    else if (rows == 2) few(m, b, wide, kind, x, out, 2, first, add);
+    else if (rows == 1) few(m, b, wide, kind, x, out, 1, first, add);
 }
 
 #define BLOCKS(NAME, KIND)                                                                                           \

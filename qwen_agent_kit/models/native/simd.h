@@ -20,6 +20,8 @@
 typedef __m512 v16;
 typedef __m512i w16;
 INLINE v16 load16(const float *p) { return _mm512_loadu_ps(p); }
+/* In a register from here on: gcc else loads it anew for each operation that takes it. */
+INLINE v16 keep16(v16 v) { __asm__("" : "+v"(v)); return v; }
 INLINE void store16(float *p, v16 v) { _mm512_storeu_ps(p, v); }
 INLINE v16 splat(float x) { return _mm512_set1_ps(x); }
 INLINE v16 max16(v16 a, v16 b) { return _mm512_max_ps(a, b); }
@@ -59,6 +61,7 @@ INLINE v16 exp16(v16 x) {
 typedef float v16 __attribute__((vector_size(64)));
 typedef int32_t w16 __attribute__((vector_size(64)));
 INLINE v16 load16(const float *p) { v16 v; memcpy(&v, p, 64); return v; }
+INLINE v16 keep16(v16 v) { return v; }
 INLINE void store16(float *p, v16 v) { memcpy(p, &v, 64); }
 INLINE v16 splat(float x) { v16 v; for (int i = 0; i < 16; i++) v[i] = x; return v; }
 INLINE v16 max16(v16 a, v16 b) { for (int i = 0; i < 16; i++) a[i] = a[i] > b[i] ? a[i] : b[i]; return a; }
