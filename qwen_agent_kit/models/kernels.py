@@ -1,9 +1,9 @@
 """Which kernel multiplies by a matrix: every way that there is, and which one a layer takes for how many rows.
 
 A layout is how a matrix is held. Several kernels may multiply by one, so that prompts and decoding use different ones
-over a single copy. Which is quickest depends on the CPU and on the shape: ``qak bench kernels`` checks and times each
-in a process of its own and keeps the choice, per CPU and version of torch. Shapes that were not timed take what is
-usual; nothing is timed when a model is opened.
+over a single copy. Which is quickest depends on the CPU and on the shape: ``probing`` checks and times them in
+processes of their own and keeps the choice, per CPU and version of torch. Shapes that were not timed take what is
+usual.
 """
 
 from __future__ import annotations
@@ -172,7 +172,13 @@ class Choices:
     @staticmethod
     def key(layout: str, n: int, k: int) -> str:
         """Names a matrix [n, k] in a layout."""
-        return f"{layout} {min(n, _TALL)}x{k}"
+        n, k = Choices.tall(n, k)
+        return f"{layout} {n}x{k}"
+
+    @staticmethod
+    def tall(n: int, k: int) -> tuple[int, int]:
+        """The matrix that stands for those of its width that are as tall or taller."""
+        return min(n, _TALL), k
 
     def of(self, layout: str, n: int, k: int) -> Ranges:
         """For a matrix [n, k]: what was chosen, where all of it is there, else what is usual."""

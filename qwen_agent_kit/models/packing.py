@@ -15,11 +15,11 @@ import torch
 from qwen_agent_kit.errors import ModelError
 from qwen_agent_kit.models.config import DecoderConfig
 from qwen_agent_kit.models.decoder import Decoder, Layer, Parked, RMSNorm
-from qwen_agent_kit.models.kernels import read_choices
 from qwen_agent_kit.models.linear import Linear, linear_from, pack_linear, value_dtype
 from qwen_agent_kit.models.moe import MLP, SparseMLP
 from qwen_agent_kit.models.naming import Naming, Part
 from qwen_agent_kit.models.native.linear import NativeLinear, native_kind
+from qwen_agent_kit.models.probing import choices_for
 from qwen_agent_kit.placement.layout import head_scheme
 
 __all__ = ["Checkpoint", "build", "check", "most_tensors", "pack", "wanted"]
@@ -208,10 +208,10 @@ def build(
     except KeyError as error:
         raise ModelError(f"a packed model lacks {error.args[0]!r}", hint="delete the weight cache") from error
     decoder = Decoder(config, embedding=embedding, layers=layers, norm=norm, head=head, dtype=dtype, parked=parked)
-    choices = read_choices()
-    for module in decoder.modules():
-        if isinstance(module, Linear):
-            module.ranges = choices.of(module.layout, *module.shape)
+    linears = [module for module in decoder.modules() if isinstance(module, Linear)]
+    choices = choices_for((linear.layout, linear.shape) for linear in linears)
+    for linear in linears:
+        linear.ranges = choices.of(linear.layout, *linear.shape)
     return decoder
 
 

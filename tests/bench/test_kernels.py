@@ -11,7 +11,7 @@ import torch
 
 from qwen_agent_kit.bench import kernels as bench
 from qwen_agent_kit.models import kernels as registry
-from qwen_agent_kit.models import load_model, make_linear
+from qwen_agent_kit.models import load_model, make_linear, probing
 from qwen_agent_kit.models.kernels import KERNELS, Choices, read_choices, write_choices
 from qwen_agent_kit.models.native.build import built_library
 from qwen_agent_kit.placement.kernels import compiler
@@ -51,7 +51,7 @@ def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
 @pytest.mark.parametrize("scheme", ["int8", "int4", "bf16", "fp32"])
 def test_the_matrix_is_held_exactly(scheme: str) -> None:
     """Multiplying by a single one gives its columns back: what a kernel is off by is its own."""
-    weight = bench.exact_matrix(48, 128, scheme, torch.Generator().manual_seed(1))
+    weight = probing.exact_matrix(48, 128, scheme, torch.Generator().manual_seed(1))
     layer = make_linear(weight, None, scheme)
     eye = torch.eye(128).to(torch.float32 if scheme == "fp32" else torch.bfloat16)
     torch.testing.assert_close(layer(eye).float().T, weight, rtol=0.005, atol=1e-6)
@@ -72,9 +72,9 @@ def test_every_kernel_equals_dequantise_and_matmul(name: str, rows: list[int], b
     if BY_NAME[name].native and compiler() is None:
         pytest.skip("there is no C compiler")
     shutil.copytree(built, private_home / "cache" / "native")
-    found = bench.measured(BY_NAME[name], AWKWARD, rows, 0.0)
+    found = probing.measured(BY_NAME[name], AWKWARD, rows, 0.0)
     assert found.problem == ""
-    assert found.off <= bench.MOST_OFF
+    assert found.off <= probing.MOST_OFF
     assert len(found.us) == len(AWKWARD)
     assert all(len(us) in (0, len(rows)) for us in found.us.values())
     assert len(found.us[48, 128]) == len(rows)
@@ -91,18 +91,16 @@ def test_every_kernel_equals_dequantise_and_matmul(name: str, rows: list[int], b
     ],
 )
 def test_a_kernel_that_is_wrong_is_named_and_refused(
-    extension: object, monkeypatch: pytest.MonkeyPatch, how: str, problem: str
+    extension: object, how: str, problem: str
 ) -> None:
     """Whether it kills its process, raises, hangs or gives something else, for one shape of two: it is named with what
     it did, and another is chosen for both."""
     extension(how)  # type: ignore[operator]
-    if "hangs" in problem:
-        monkeypatch.setattr(bench, "MOST_SECONDS", 6)
-    shapes = [(32, 32), (64, 32)]
+    shapes, most = [(32, 32), (64, 32)], 6 if "hangs" in problem else probing.MOST_SECONDS
     names = ("dequantise int8", "zentorch int8")
-    found = {BY_NAME[name]: bench.measured(BY_NAME[name], shapes, [1, 4], 0.0) for name in names}
+    found = {BY_NAME[name]: probing.measured(BY_NAME[name], shapes, [1, 4], 0.0, most) for name in names}
     assert found[BY_NAME["zentorch int8"]].problem.startswith(problem)
-    choices = bench.chosen(found, shapes)
+    choices = probing.chosen(found, shapes)
     assert list(choices.refused) == ["zentorch int8"]
     assert set(choices.ranges.values()) == {((None, "dequantise int8"),)}
     assert next(iter(bench._rows(BY_NAME["zentorch int8"], found[BY_NAME["zentorch int8"]], shapes))).name.startswith(
@@ -113,17 +111,17 @@ def test_a_kernel_that_is_wrong_is_named_and_refused(
 def test_a_kernel_that_is_not_there_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said, and not refused: it may be installed tomorrow."""
     monkeypatch.setenv("QAK_NATIVE", "0")
-    found = {BY_NAME[name]: bench.measured(BY_NAME[name], [(32, 64)]) for name in ("native int8", "zentorch int8")}
+    found = {BY_NAME[name]: probing.measured(BY_NAME[name], [(32, 64)]) for name in ("native int8", "zentorch int8")}
     assert [answer.problem.split(":")[0] for answer in found.values()] == ["is not there", "is not installed"]
-    assert bench.chosen(found, [(32, 64)]) == Choices()
+    assert probing.chosen(found, [(32, 64)]) == Choices()
 
 
 def test_ranges_follow_the_times() -> None:
     """The quickest at each number of rows, up to where another is clearly quicker; the last is for any number."""
     times = {"a": {1: 10.0, 8: 50.0, 64: 400.0}, "b": {1: 20.0, 8: 49.0, 64: 90.0}}
-    assert bench._ranges(times) == ((8, "a"), (None, "b"))
-    assert bench._ranges({"a": {1: 1.0, 8: 1.0}}) == ((None, "a"),)
-    assert bench._ranges({"a": {1: 5.0, 8: 9.0}, "b": {1: 6.0}}) == ((None, "a"),)
+    assert probing._ranges(times) == ((8, "a"), (None, "b"))
+    assert probing._ranges({"a": {1: 1.0, 8: 1.0}}) == ((None, "a"),)
+    assert probing._ranges({"a": {1: 5.0, 8: 9.0}, "b": {1: 6.0}}) == ((None, "a"),)
 
 
 def test_what_is_quickest_is_kept_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +133,7 @@ def test_what_is_quickest_is_kept_and_used(tmp_path: Path, monkeypatch: pytest.M
     folder = tiny_model_dir(tmp_path, "qwen2")
     rows = {row.name: row for row in bench.kernels(str(folder))}
     assert all(row.ok for row in rows.values())
-    assert all(rows[f"{name}: a layer, {m} rows"].value > 0 for name in names for m in bench.ROWS)
+    assert all(rows[f"{name}: a layer, {m} rows"].value > 0 for name in names for m in probing.ROWS)
     kept = read_choices()
     assert kept.ranges
     assert set(kept.ranges) == {key for key in kept.ranges if key.startswith("int8 rows ")}
