@@ -90,9 +90,7 @@ def test_every_kernel_equals_dequantise_and_matmul(name: str, rows: list[int], b
         pytest.param("if weight.shape[0] == 64: time.sleep(60)", "hangs at 64x32", marks=pytest.mark.full),
     ],
 )
-def test_a_kernel_that_is_wrong_is_named_and_refused(
-    extension: object, how: str, problem: str
-) -> None:
+def test_a_kernel_that_is_wrong_is_named_and_refused(extension: object, how: str, problem: str) -> None:
     """Whether it kills its process, raises, hangs or gives something else, for one shape of two: it is named with what
     it did, and another is chosen for both."""
     extension(how)  # type: ignore[operator]
