@@ -65,6 +65,7 @@ class Agent:
         approve: Asked about every call before it runs: True runs it, False or a reason refuses it (the model reads
             that), None suspends the run with ``stop_reason="approval"``. Without it, calls of tools with
             ``side_effects=True`` suspend and all others run.
+        adapter: The name of one of the host's LoRA adapters, for models that run here; None for none.
         host: What opens models; the process's own where None.
         plugins: Plugin objects whose hooks take part in this agent's runs.
         strict: Where False, an output or tool schema that the grammar cannot express is validated after the fact, and
@@ -85,6 +86,7 @@ class Agent:
     thinking: bool | int | None = field(default=None, kw_only=True)
     tool_choice: str = field(default="auto", kw_only=True)
     approve: Approve | None = field(default=None, kw_only=True)
+    adapter: str | None = field(default=None, kw_only=True)
     host: Host | None = field(default=None, kw_only=True)
     plugins: Sequence[Any] | None = field(default=None, kw_only=True)
     strict: bool = field(default=True, kw_only=True)
@@ -251,6 +253,7 @@ class Agent:
             thinking=self.thinking,
             tool_choice=self.tool_choice,
             strict=self.strict,
+            adapter=self.adapter,
             approve=self.approve,
             host=host,
             hooks=Hooks(host.hooks, self.plugins or ()),
@@ -319,6 +322,8 @@ def _check_fields(agent: Agent, tools: ToolSet) -> None:
         raise UsageError(f"`host` is a {type(agent.host).__name__}; allowed: Host(...)")
     if agent.approve is not None and not callable(agent.approve):
         raise UsageError(f"`approve` is a {type(agent.approve).__name__}; allowed: a function of the call")
+    if agent.adapter is not None and not isinstance(agent.adapter, str):
+        raise UsageError(f"`adapter` is a {type(agent.adapter).__name__}; allowed: the name of one of the host's")
     if agent.tool_choice not in ("auto", "none", "required", *tools):
         names = ", ".join(["auto", "none", "required", *tools])
         raise UsageError(f"`tool_choice` is {str(agent.tool_choice)[:80]!r}; allowed: {names}")

@@ -10,6 +10,7 @@ from qwen_agent_kit.agent.limits import Meter
 from qwen_agent_kit.agent.output import Wanted
 from qwen_agent_kit.agent.setup import Setup
 from qwen_agent_kit.backends import ChatModel, ChatRequest, Choice, Sampling
+from qwen_agent_kit.errors import UsageError
 from qwen_agent_kit.messages import Message
 
 if TYPE_CHECKING:
@@ -74,10 +75,12 @@ class Asking:
             setup.thinking,
             self._sampling(),
             self._meter.deadline,
-            None,
+            setup.adapter,
             setup.strict,
         )
         if new:
+            if setup.adapter is not None and not self._model.caps.adapters:
+                raise UsageError(f"`{self._model.name}` serves no adapters; found adapter={setup.adapter[:80]!r}")
             self._model.check(request)
         return self._model, request
 

@@ -43,6 +43,7 @@ class Setup:
     thinking: bool | int | None
     tool_choice: str
     strict: bool
+    adapter: str | None
     approve: Approve | None
     host: Host
     hooks: Hooks

@@ -98,6 +98,7 @@ class Capabilities:
         tools_with_schema: It takes tools and an output schema in one request.
         logprobs: It reports logprobs.
         kinds: The part kinds it accepts.
+        adapters: It serves LoRA adapters by name.
     """
 
     token_ids: bool = False
@@ -106,6 +107,7 @@ class Capabilities:
     tools_with_schema: bool = True
     logprobs: bool = False
     kinds: frozenset[str] = frozenset({"text"})
+    adapters: bool = False
 
 
 @runtime_checkable

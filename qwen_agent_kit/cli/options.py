@@ -53,6 +53,7 @@ _OPTIONS = (
     click.option("--temperature", type=float, metavar="T", help="0 is greedy."),
     click.option("--seed", type=int, metavar="N", help="Makes drawing repeatable."),
     quant_option,
+    click.option("--adapter", metavar="DIR", help="A LoRA adapter beside the model, as `peft` saves it."),
     click.option("--yes", is_flag=True, help="Approve tools with side effects without asking."),
 )
 
@@ -97,7 +98,8 @@ def open_agent(
         return None if ask is None else ask(call)
 
     limits = {"steps": options["max_steps"], "seconds": options["max_seconds"]}
-    with Host(quant=options["quant"]) as host:
+    adapters = {} if options["adapter"] is None else {options["adapter"]: options["adapter"]}
+    with Host(quant=options["quant"], adapters=adapters) as host:
         agent = Agent(
             options["model"],
             tools=[load_tool(name) for name in options["tools"]],
@@ -110,6 +112,7 @@ def open_agent(
             thinking=parse_thinking(options["thinking"]),
             tool_choice=options["tool_choice"],
             approve=approve,
+            adapter=options["adapter"],
             host=host,
         )
         yield agent

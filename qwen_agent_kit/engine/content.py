@@ -7,6 +7,7 @@ positions, and the salt. A medium is reused whole or not at all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +27,15 @@ class Content:
         ids: int32 [n].
         media: In order of their start, without overlap.
         positions: int64 [3, n] for m-rope, else None for 0 to n - 1.
-        salt: Contents with different salts share nothing.
+        salt: Contents with different salts share nothing; it says which adapter, too.
+        adapter: What the model adds to its matrices for it; None for nothing.
     """
 
     ids: Ids
     media: tuple[MediaSpan, ...] = ()
     positions: npt.NDArray[np.int64] | None = None
     salt: str = ""
+    adapter: Any = None
 
 
 def common_prefix(a: Ids, b: Ids) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qwen_agent_kit.backends import Encoder, Prompt, Sampling, SpanBudget
+from qwen_agent_kit.engine.adapters import Adapters
 from qwen_agent_kit.engine.budget import SpanCounter
 from qwen_agent_kit.engine.cache import Cache
 from qwen_agent_kit.engine.generation import Generation
@@ -64,9 +65,10 @@ class Engine:
         encoder: For the media of prompts.
         media_bytes: What its results may take while no request needs them; a row for each position that ``kv_bytes``
             hold, at most 256 MiB, where None.
+        adapters: LoRA adapters that requests may name, each the directory that ``peft`` wrote; read on first use.
 
     Raises:
-        UsageError: For a context or chunk that is not positive.
+        UsageError: For a context or chunk that is not positive, or a name of an adapter that is none.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Engine:
         prefix_bytes: int = SPILL_BYTES,
         encoder: Encoder | None = None,
         media_bytes: int | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         config = loaded.config
         context = config.max_positions if context is None else context
@@ -97,6 +100,7 @@ class Engine:
         self._loaded = loaded
         self._defaults = Sampling(**loaded.sampling_defaults)
         self._texts = Texts(loaded)
+        self._adapters = Adapters(loaded, adapters or {})
         self._prompts = PromptReader(config.vocab_size, media=encoder is not None)
         self._media = None
         if encoder is not None:
@@ -159,18 +163,21 @@ class Engine:
             priority: Higher ones are admitted first, and take the room of lower ones where there is none; -1000 to
                 1000.
             salt: Requests with different salts share no keys and values.
-            adapter: None; adapters are not served yet.
+            adapter: The name of one of the engine's adapters. Requests with different ones share a batch, and no keys
+                and values.
 
         Raises:
-            UsageError: For a prompt that is refused; ``context_length_exceeded`` where it can never fit.
+            UsageError: For a prompt that is refused; ``context_length_exceeded`` where it can never fit,
+                ``adapter_not_found`` for an adapter that is not known.
+            ModelError: For an adapter whose files are refused.
             SchemaError: For a grammar that is refused, or that ``max_tokens`` cannot fulfil.
             EngineError: ``queue_full``, ``forked`` in a child of the process that made it, or where the engine was
                 closed or has died.
         """
         self._worker.require_own()
         _check_types(sampling, grammar, budget, deadline)
-        _check_more(priority, salt, adapter)
-        content = self._prompts.read(prompt, salt)
+        _check_more(priority, salt)
+        content = self._prompts.read(prompt, salt, self._adapters.get(adapter))
         sampling = (sampling or Sampling()).over(self._defaults)
         max_tokens = self._most_tokens(len(content.ids), sampling.max_tokens)
         compiled = None if grammar is None else self.compile(grammar)
@@ -194,7 +201,16 @@ class Engine:
         self._worker.submit(request)
         return Generation(request, self._texts.detokenizer, self._worker.alive, self)
 
-    def ahead(self, prompt: Prompt | Sequence[int], *, salt: str = "") -> Generation:
+    def require_adapter(self, name: str | None) -> None:
+        """Read an adapter ahead of use.
+
+        Raises:
+            UsageError: For a name that is not known.
+            ModelError: Where its files are refused.
+        """
+        self._adapters.get(name)
+
+    def ahead(self, prompt: Prompt | Sequence[int], *, salt: str = "", adapter: str | None = None) -> Generation:
         """Compute a prompt while nobody asks for anything, so that one that begins with it finds it there.
 
         Whoever asks for something ends it, after a step of 64 positions at most; what was computed until then stays.
@@ -208,7 +224,7 @@ class Engine:
             EngineError: As ``submit``.
         """
         self._worker.require_own()
-        content = self._prompts.read(prompt, salt)
+        content = self._prompts.read(prompt, salt, self._adapters.get(adapter))
         self._most_tokens(len(content.ids), 1)
         if self._media is not None and content.media:
             content = self._media.fill(content)
@@ -267,10 +283,8 @@ def _check_types(sampling: Any, grammar: Any, budget: Any, deadline: Any) -> Non
             raise UsageError(f"`{name}` is a {type(value).__name__}; allowed: {allowed}")
 
 
-def _check_more(priority: Any, salt: Any, adapter: Any) -> None:
+def _check_more(priority: Any, salt: Any) -> None:
     if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MOST_PRIORITY:
         raise UsageError(f"`priority` is {str(priority)[:80]!r}; allowed: a whole number from -1000 to 1000")
     if not isinstance(salt, str) or not salt.isprintable() or len(salt) > 256:
         raise UsageError(f"`salt` is a {type(salt).__name__}; allowed: at most 256 printable characters")
-    if adapter is not None:
-        raise UsageError(f"`adapter` is {str(adapter)[:80]!r}; allowed: None, adapters are not served yet")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -32,6 +34,7 @@ class Live:
         self.running = False
         self.media: tuple[MediaSpan, ...] = ()
         self.salt = ""
+        self.adapter: Any = None
         self.chain: list[bytes] = []
         self.spilled = 0
         self.ahead: int | None = None  # from which position on it was computed before anybody asked
@@ -79,7 +82,7 @@ class Live:
             self._grow(n, 0)
         self._ids[:n] = content.ids
         self.length, self.count, self.media, self._positions = kept, n, content.media, content.positions
-        self.salt = content.salt
+        self.salt, self.adapter = content.salt, content.adapter
         if content.positions is not None:
             self._offset = int(content.positions.max()) + 1 - n
 
@@ -98,7 +101,7 @@ class Live:
     def content(self) -> Content:
         """All of its ids as a prompt, a copy."""
         positions = None if self._positions is None else self.positions(0, self.count)
-        return Content(self._ids[: self.count].copy(), self.media, positions, self.salt)
+        return Content(self._ids[: self.count].copy(), self.media, positions, self.salt, self.adapter)
 
     def shared(self, content: Content, known: int = 0) -> tuple[int, str]:
         """How many positions of ``content`` are here, and what differs at the first that is not.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,9 @@ import numpy.typing as npt
 from qwen_agent_kit.backends import MediaSpan, Prompt
 from qwen_agent_kit.engine.content import Content
 from qwen_agent_kit.errors import UsageError
+
+if TYPE_CHECKING:
+    from qwen_agent_kit.models import Adapter
 
 __all__ = ["PromptReader"]
 
@@ -32,8 +35,10 @@ class PromptReader:
         self._vocab, self._media = vocab, media
         self._last: tuple[list[int], Ids] = ([], np.empty(0, dtype=np.int32))
 
-    def read(self, prompt: Prompt | Sequence[int], salt: str = "") -> Content:
-        """The prompt as arrays, under ``salt``. An ``array`` or an ndarray is not walked at all.
+    def read(self, prompt: Prompt | Sequence[int], salt: str = "", adapter: Adapter | None = None) -> Content:
+        """The prompt as arrays, under the salt and adapter that its keys and values belong to.
+
+        An ``array`` or an ndarray is not walked at all.
 
         Raises:
             UsageError: For ids outside the vocabulary, no ids, media out of place or positions of a wrong shape.
@@ -42,7 +47,9 @@ class PromptReader:
             prompt = Prompt(prompt)
         ids = self._ids(prompt.ids)
         _check_media(prompt.media, len(ids), self._media)
-        return Content(ids, tuple(prompt.media), _positions(prompt.positions, len(ids)), salt)
+        if adapter is not None:
+            salt = f"{salt}\0{adapter.digest}"  # no salt of a caller's holds a zero
+        return Content(ids, tuple(prompt.media), _positions(prompt.positions, len(ids)), salt, adapter)
 
     def _ids(self, given: Any) -> Ids:
         if not isinstance(given, list):

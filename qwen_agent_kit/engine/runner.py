@@ -54,6 +54,7 @@ class _Segment:
     start: int
     count: int
     wanted: int
+    adapter: Any
 
 
 class Runner:
@@ -74,7 +75,7 @@ class Runner:
         for part in parts:
             start, end = part.live.length, part.live.length + part.rows
             part.live.kv.ensure(end, start, part.live.reserved)
-            segments.append(_Segment(part.live.kv, start, part.rows, part.wanted))
+            segments.append(_Segment(part.live.kv, start, part.rows, part.wanted, part.live.adapter))
         more = media_rows([(p.live.media, p.live.length, p.rows) for p in parts], ids, self._model)
         logits = self._model.forward_batch(ids, positions, segments, **more)
         self.counters.forwards += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +15,9 @@ from qwen_agent_kit.backends import Backend, ChatModel, EngineSpec, Sampling
 from qwen_agent_kit.catalog import ModelEntry
 from qwen_agent_kit.errors import EngineError, ModelError, UsageError
 from qwen_agent_kit.host.media import LocalMedia, media_of
+from qwen_agent_kit.host.opening import open_engine
 from qwen_agent_kit.host.resolve import Target, resolve
 from qwen_agent_kit.host.routing import missing_kind_hint
-from qwen_agent_kit.host.tuning import tune
-from qwen_agent_kit.paths import cache_dir
 from qwen_agent_kit.placement import Inventory, Plan, Wishes, make_plan
 from qwen_agent_kit.settings import load_settings
 
@@ -46,6 +45,8 @@ class Host:
         prefixes: Whether keys and values of long prompts are kept on disk, so that the next process need not compute
             them again; the settings', else yes, where None.
         disk: Whether layers may stay on disk where memory is short, which is slow; the settings', else no, where None.
+        adapters: LoRA adapters by the name that an agent gives them, each the directory that ``peft`` wrote, for the
+            models that run here; read on first use.
 
     Thread-safe: two threads that ask for one model wait for the same load. The threads of an engine do not follow a
     ``os.fork``: in the child, a host that had opened a model refuses to open one.
@@ -61,6 +62,7 @@ class Host:
         cache: bool = True,
         prefixes: bool | None = None,
         disk: bool | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         if device not in ("auto", "cpu"):
             raise UsageError(f"`device` is {device!r}; allowed: auto, cpu")
@@ -71,6 +73,7 @@ class Host:
         self._cache = cache
         self._prefixes = self._settings.prefixes != "off" if prefixes is None else prefixes
         self._disk = self._settings.disk == "on" if disk is None else disk
+        self._adapters = dict(adapters or {})
         self._lock = threading.Lock()
         self._loaded: dict[str, Loaded] = {}
         self._models: dict[str, Future[ChatModel]] = {}
@@ -294,26 +297,14 @@ class Host:
         if _DEFAULT.engines not in (0, os.getpid()):
             raise _forked(_DEFAULT.engines)
         _DEFAULT.engines = os.getpid()
-        tune()
-        try:
-            from qwen_agent_kit.engine import Engine
-            from qwen_agent_kit.models import load_model
-        except ModuleNotFoundError as error:
-            raise UsageError(
-                f"running a model here needs `{error.name}`, which is not installed",
-                hint='pip install "qwen-agent-kit[engine]"',
-            ) from error
-        cache = cache_dir("weights") if self._cache else None
-        disk = next((range(*placed.layers) for placed in chosen.placements if placed.kind == "disk"), range(0))
-        loaded = load_model(path, quant=chosen.scheme, device="cpu", cache=cache, disk=disk)
-        kv_bytes = max(chosen.kv_bytes + chosen.state_bytes, self._spare(chosen))
-        prefixes = cache_dir("prefixes") if self._prefixes else None
-        encoder = None if media is None else media.encoder()
-        return loaded, Engine(loaded, context=chosen.context, kv_bytes=kv_bytes, prefixes=prefixes, encoder=encoder)
-
-    def _spare(self, chosen: Plan) -> int:
-        """KV for several conversations, 8 at their longest: a quarter of what stays free, at most 1 GiB."""
-        return min(2**30, 8 * chosen.kv_bytes, max(0, chosen.free_bytes - chosen.total_bytes) // 4)
+        return open_engine(
+            path,
+            chosen,
+            cache=self._cache,
+            prefixes=self._prefixes,
+            encoder=None if media is None else media.encoder(),
+            adapters=self._adapters,
+        )
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

@@ -103,7 +103,13 @@ class LocalChatModel:
     @property
     def caps(self) -> Capabilities:
         return Capabilities(
-            token_ids=True, grammar=True, tools=True, tools_with_schema=True, logprobs=True, kinds=self._kinds
+            token_ids=True,
+            grammar=True,
+            tools=True,
+            tools_with_schema=True,
+            logprobs=True,
+            kinds=self._kinds,
+            adapters=True,
         )
 
     @property
@@ -135,6 +141,7 @@ class LocalChatModel:
             grammar=grammar,
             budget=budget,
             deadline=request.deadline,
+            adapter=request.adapter,
         )
         parser = StreamParser(
             self._dialect,
@@ -195,7 +202,7 @@ class LocalChatModel:
             both = zip(one.ids, other.ids, strict=False)
             ids = [a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both)]
             positions = None if self._media is None else self._media.positions(ids, one.media)
-            self._ahead = self.engine.ahead(Prompt(ids, one.media, positions))
+            self._ahead = self.engine.ahead(Prompt(ids, one.media, positions), adapter=request.adapter)
 
     def _refuse_endless(self, last: Message) -> None:
         """Millions of characters are refused before seconds go into encoding them."""
@@ -208,11 +215,14 @@ class LocalChatModel:
             )
 
     def check(self, request: ChatRequest) -> None:
-        """Compile the request's schemas.
+        """Compile the request's schemas, and read its adapter.
 
         Raises:
             SchemaError: Where they can never be served, with a JSON pointer.
+            UsageError: For an adapter that is not known.
+            ModelError: For an adapter that is refused.
         """
+        self.engine.require_adapter(request.adapter)
         dialects.check(
             self._dialect,
             [tool.definition() for tool in request.tools],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -21,25 +21,9 @@ from qwen_agent_kit.models.moe import MLP, SparseMLP
 from qwen_agent_kit.models.native.linear import NativeLinear
 from qwen_agent_kit.models.native.step import NativeStep, native_step
 from qwen_agent_kit.models.rope import Rotary, rotate
+from qwen_agent_kit.models.segments import KeyValues, Run, Segment, Step, adapted_rows, causal, wanted_rows
 
-__all__ = ["Decoder", "KeyValues", "Layer", "Parked", "RMSNorm", "Segment"]
-
-
-class KeyValues(Protocol):
-    """One sequence's keys and values."""
-
-    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, start: int) -> None:
-        """Store k and v [n, kv_heads, head_dim] at positions ``start`` on."""
-
-    def read(self, layer: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [end, kv_heads, head_dim] of the first ``end`` positions."""
-
-    def slabs(self) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]] | None:
-        """Where keys and values lie, layer by layer; None where it is not in slabs.
-
-        Each slab is a contiguous [kv_heads, capacity, head_dim], all of one capacity, with room for what is
-        computed next.
-        """
+__all__ = ["Decoder", "Layer", "Parked", "RMSNorm"]
 
 
 class Parked(Protocol):
@@ -50,23 +34,6 @@ class Parked(Protocol):
     def bring(self, layer: int) -> None: ...
 
     def drop(self, layer: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """The rows of one sequence in a batch.
-
-    Args:
-        kv: Gets the new keys and values, and gives all so far.
-        start: How many positions of the sequence come before.
-        count: How many rows are its own.
-        wanted: Of how many of them, counted from the last, the logits are wanted.
-    """
-
-    kv: KeyValues
-    start: int
-    count: int
-    wanted: int = 1
 
 
 class RMSNorm(nn.Module):
@@ -92,39 +59,6 @@ class RMSNorm(nn.Module):
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scaled = x / torch.hypot(length, self._floor) * self.weight
         return scaled if scaled.dtype == self._dtype else scaled.to(self._dtype)
-
-
-@dataclass(slots=True)
-class _Run:
-    """One segment as every layer sees it: its rows ``first`` to ``last`` of the batch, and who sees whom."""
-
-    kv: KeyValues
-    first: int
-    last: int
-    start: int
-    end: int
-    mask: torch.Tensor | None
-    near: torch.Tensor | None
-
-    def on(self, device: torch.device) -> _Run:
-        """The same for layers on another device."""
-        mask, near = (None if t is None else t.to(device) for t in (self.mask, self.near))
-        return _Run(self.kv, self.first, self.last, self.start, self.end, mask, near)
-
-
-@dataclass(slots=True)
-class _Step:
-    """What every layer of one forward shares."""
-
-    runs: list[_Run]
-    cos: torch.Tensor
-    sin: torch.Tensor
-    query_scale: torch.Tensor | None
-
-    def on(self, device: torch.device) -> _Step:
-        """The same for layers on another device."""
-        scale = None if self.query_scale is None else self.query_scale.to(device)
-        return _Step([run.on(device) for run in self.runs], self.cos.to(device), self.sin.to(device), scale)
 
 
 class Layer(nn.Module):
@@ -165,12 +99,22 @@ class Layer(nn.Module):
         """Where its weights lie."""
         return self.attn_norm.weight.device
 
-    def forward(self, x: torch.Tensor, step: _Step) -> torch.Tensor:
-        x = x + self.out(self._attend(self.qkv(self.attn_norm(x)), step))
-        result: torch.Tensor = x + self.mlp(self.mlp_norm(x))
+    def forward(self, x: torch.Tensor, step: Step) -> torch.Tensor:
+        if not step.adapted:
+            x = x + self.out(self._attend(self.qkv(self.attn_norm(x)), step))
+            plain: torch.Tensor = x + self.mlp(self.mlp_norm(x))
+            return plain
+        add, index = step.add, self._index
+        given = self.attn_norm(x)
+        mixed = self._attend(add(index, "qkv", given, self.qkv(given)), step)
+        x = x + add(index, "out", mixed, self.out(mixed))
+        given = self.mlp_norm(x)
+        result: torch.Tensor = x + (
+            self.mlp(given, partial(add, index)) if isinstance(self.mlp, MLP) else self.mlp(given)
+        )
         return result
 
-    def _attend(self, qkv: torch.Tensor, step: _Step) -> torch.Tensor:
+    def _attend(self, qkv: torch.Tensor, step: Step) -> torch.Tensor:
         """From fused projections to the mixed values [n, heads * head_dim]."""
         n, heads, kv_heads, dim = qkv.shape[0], self._heads, self._kv_heads, self._dim
         qkv = qkv.view(n, heads + 2 * kv_heads, dim)
@@ -185,7 +129,7 @@ class Layer(nn.Module):
         mixed = [self._mix(q[r.first : r.last], k[r.first : r.last], v[r.first : r.last], r) for r in step.runs]
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
-    def _mix(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, run: _Run) -> torch.Tensor:
+    def _mix(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, run: Run) -> torch.Tensor:
         """Attention of one sequence's rows: q [n, heads, head_dim], k and v [n, kv_heads, head_dim]."""
         n, heads, dim = q.shape
         kv_heads = k.shape[1]
@@ -314,7 +258,10 @@ class Decoder(nn.Module):
         Returns:
             float32 [sum of wanted, vocab], in the order of the segments.
         """
-        if self.native is not None and deepstack is None:
+        if self.native is not None and any(s.adapter is not None for s in segments):
+            if any(s.adapter is None for s in segments):  # the others keep the native step, and their very results
+                return forward_apart(self, ids, positions, segments, embeds=embeds, deepstack=deepstack)
+        elif self.native is not None and deepstack is None:
             given = None if embeds is None else embeds.float().contiguous()
             angles = self._rotary(positions, torch.float32)
             found = self.native(ids, angles, segments, given, self._log_n(segments, torch.float32))
@@ -322,7 +269,7 @@ class Decoder(nn.Module):
                 return found
         with torch.inference_mode():
             hidden = self._hidden(ids, positions, segments, embeds, deepstack)
-            logits = self.logits(_wanted(hidden, segments))
+            logits = self.logits(wanted_rows(hidden, segments))
         # Copied outside inference mode, so that samplers may write into it anywhere.
         return logits.float() if logits.dtype != torch.float32 else logits.clone()
 
@@ -342,7 +289,8 @@ class Decoder(nn.Module):
     ) -> torch.Tensor:
         x = self.embed(ids) if embeds is None else embeds.float()
         cos, sin = self._rotary(positions.to(x.device), self.dtype)
-        step = _Step(self._runs(segments), cos, sin, self._log_n(segments, self.dtype))
+        scale = self._log_n(segments, self.dtype)
+        step = Step(self._runs(segments), cos, sin, scale, adapted_rows(segments))
         for index, layer in enumerate(self.layers):
             parked = self._parked if self._parked is not None and index in self._parked else None
             if parked is not None:
@@ -357,12 +305,12 @@ class Decoder(nn.Module):
                 x = x + deepstack[index].to(x.device)
         return x
 
-    def _runs(self, segments: Sequence[Segment]) -> list[_Run]:
+    def _runs(self, segments: Sequence[Segment]) -> list[Run]:
         window, dtype, first, runs = self.config.window, self.dtype, 0, []
         for s in segments:
-            near = None if window is None else _causal(s.count, s.start, window, dtype)
-            mask = _causal(s.count, s.start, None, dtype)
-            runs.append(_Run(s.kv, first, first + s.count, s.start, s.start + s.count, mask, near))
+            near = None if window is None else causal(s.count, s.start, window, dtype)
+            mask = causal(s.count, s.start, None, dtype)
+            runs.append(Run(s.kv, first, first + s.count, s.start, s.start + s.count, mask, near))
             first += s.count
         return runs
 
@@ -376,28 +324,22 @@ class Decoder(nn.Module):
         return scale.to(dtype).view(-1, 1, 1)
 
 
-def _wanted(hidden: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
-    """The rows whose logits are wanted."""
-    if len(segments) == 1:
-        return hidden[len(hidden) - segments[0].wanted :]
-    rows, last = [], 0
-    for segment in segments:
-        last += segment.count
-        rows.append(hidden[last - segment.wanted : last])
-    return torch.cat(rows)
-
-
-def _causal(n: int, start: int, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """Which of the positions 0 to start + n each of the n rows sees.
-
-    Returns:
-        [n, start + n], 0 where it sees and minus infinity where not; None for one row.
-    """
-    if n == 1:
-        return None
-    rows = torch.arange(start, start + n).unsqueeze(1)
-    columns = torch.arange(start + n).unsqueeze(0)
-    hidden = columns > rows
-    if window is not None:
-        hidden |= columns <= rows - window
-    return torch.zeros(n, start + n, dtype=dtype).masked_fill_(hidden, -torch.inf)
+def forward_apart(
+    model: Decoder,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    segments: Sequence[Segment],
+    **more: torch.Tensor | None,
+) -> torch.Tensor:
+    """The same in two forwards: the sequences without adapters, then those with one."""
+    counts = [s.count for s in segments]
+    rows, logits = torch.split(torch.arange(sum(counts)), counts), [torch.empty(0)] * len(segments)
+    for adapted in (False, True):
+        chosen = [i for i, s in enumerate(segments) if (s.adapter is not None) == adapted]
+        here = torch.cat([rows[i] for i in chosen])
+        given = {name: None if t is None else t[..., here, :] for name, t in more.items()}
+        some = [segments[i] for i in chosen]
+        found = model.forward_batch(ids[here], positions[..., here], some, **given)
+        for i, part in zip(chosen, torch.split(found, [s.wanted for s in some]), strict=True):
+            logits[i] = part
+    return torch.cat(logits)

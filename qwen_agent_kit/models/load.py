@@ -22,6 +22,7 @@ from qwen_agent_kit.models.gguf_file import GGUFFile, GGUFModel
 from qwen_agent_kit.models.gguf_tokenizer import special_from_gguf, tokenizer_from_gguf
 from qwen_agent_kit.models.heap import gathered
 from qwen_agent_kit.models.linear import scheme_key, value_dtype
+from qwen_agent_kit.models.lora import Adapter, read_adapter
 from qwen_agent_kit.models.packing import Checkpoint, build, check, most_tensors, pack
 from qwen_agent_kit.models.parked import ParkedLayers
 from qwen_agent_kit.models.quantised import QuantisedModel, method_for, quantisation_of
@@ -66,6 +67,20 @@ class LoadedModel:
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
     scheme: str = "fp32"
+
+    def adapter(self, folder: str | Path) -> Adapter:
+        """Read a LoRA adapter for this model.
+
+        Raises:
+            ModelError: Where its files are missing or refused, or it is for another model.
+            UsageError: Where the model runs through transformers.
+        """
+        if not isinstance(self.config, DecoderConfig):
+            raise UsageError(
+                "adapters need the kit's own decoder; this model runs through transformers",
+                hint="merge the adapter into the model, and open that",
+            )
+        return read_adapter(Path(folder), self.config, self.model.dtype)
 
 
 @dataclass(frozen=True)

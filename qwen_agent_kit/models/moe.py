@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from qwen_agent_kit.models.linear import Linear
 from qwen_agent_kit.models.native.linear import NativeLinear
 
 __all__ = ["MLP", "SparseMLP"]
+
+Add = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of a matrix's name, what it was multiplied with, and the product."""
 
 
 class MLP(nn.Module):
@@ -27,10 +30,13 @@ class MLP(nn.Module):
         self.gate_up = gate_up
         self.down = down
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up(x).chunk(2, -1)
-        result: torch.Tensor = self.down(F.silu(gate) * up)
-        return result
+    def forward(self, x: torch.Tensor, add: Add | None = None) -> torch.Tensor:
+        """X [n, hidden]; ``add`` puts what adapters add to a matrix's product."""
+        both = self.gate_up(x)
+        gate, up = (both if add is None else add("gate_up", x, both)).chunk(2, -1)
+        inner = F.silu(gate) * up
+        result: torch.Tensor = self.down(inner)
+        return result if add is None else add("down", inner, result)
 
 
 class SparseMLP(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ LARGE = [("int8 rows", (4096, 4096))]
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, list[probing.Shape]]]]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[probing.Shape]]]:
     """Children are counted, what they say is made up: unpacking is quicker from 4 rows on."""
     asked: list[tuple[str, list[probing.Shape]]] = []
 
@@ -31,11 +30,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, list[pr
 
     monkeypatch.setattr(probing, "measured", measured)
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
-    yield asked
+    return asked
 
 
 def test_an_opening_times_its_shapes_and_the_next_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In real children: what is kept names every shape of the model, its layers follow it, and nothing is asked again."""
+    """In real children: what is kept names the model's shapes, its layers follow it, and nothing is asked again."""
     monkeypatch.setenv("QAK_NATIVE", "0")
     monkeypatch.setattr(probing, "WORTH", 0)
     monkeypatch.setattr(probing, "STEADY", math.inf)

@@ -14,8 +14,8 @@ import torch
 
 from qwen_agent_kit import foreign
 from qwen_agent_kit.errors import ModelError
-from qwen_agent_kit.models.decoder import Segment
 from qwen_agent_kit.models.fallback.bridge import Bridge, Run, step_cache
+from qwen_agent_kit.models.segments import Segment
 
 __all__ = ["ForeignConfig", "ForeignDecoder"]
 

@@ -22,7 +22,8 @@ from qwen_agent_kit.models.native.library import (
 from qwen_agent_kit.models.native.linear import NativeLinear
 
 if TYPE_CHECKING:
-    from qwen_agent_kit.models.decoder import Decoder, Segment
+    from qwen_agent_kit.models.decoder import Decoder
+    from qwen_agent_kit.models.segments import Segment
 
 __all__ = ["NativeStep", "native_step"]
 
