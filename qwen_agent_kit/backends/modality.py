@@ -126,7 +126,9 @@ class Backend:
         name: Unique among installed plugins.
         accepts: The part kinds it covers, ``text`` included.
         families: The catalog families it drives; for models of a plugin's own, their ``model_type``.
-        default: Not read by the kit; ``ModelEntry.default_for`` says which model answers where none is named.
+        default: The model that answers where none is named, the conversation holds its kinds, and no catalog entry's
+            ``default_for`` covers them: a catalog name, a path, ``engine:spec`` or a hub id. It counts where it is on
+            this machine; it is never fetched unasked.
         parts: Its own subclasses of ``Media``.
         resident: Whether its model stays loaded beside others.
         widen: ``(part, facts, budget) -> (length, digest, item)``, with ``ModelFacts`` and ``MediaBudget``; length is 1

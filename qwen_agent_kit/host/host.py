@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qwen_agent_kit.backends import Backend, ChatModel, EngineSpec, Sampling
 from qwen_agent_kit.catalog import ModelEntry
 from qwen_agent_kit.errors import EngineError, ModelError, UsageError
+from qwen_agent_kit.host.defaults import default_model
 from qwen_agent_kit.host.media import LocalMedia, media_of
 from qwen_agent_kit.host.opening import open_engine
 from qwen_agent_kit.host.resolve import Target, resolve
@@ -207,23 +208,12 @@ class Host:
         """
         spec = spec or self._settings.model
         if spec is None:
-            spec = self._default(kinds)
+            spec = default_model(self, kinds)
         elif spec == "auto":
             spec = self._largest(kinds)
         entries, engines = self.entries, self.engines
         self._refuse_contested(spec)
         return resolve(spec, entries, engines, self._settings.hub_token)
-
-    def _default(self, kinds: frozenset[str]) -> str:
-        fitting = [entry for entry in self.entries if kinds <= entry.default_for]
-        if not fitting:
-            installed = sorted({kind for entry in self.entries for kind in entry.default_for})
-            raise UsageError(
-                f"no model is named, and none installed answers for {sorted(kinds)}; installed for: {installed}",
-                hint="name one, as in Agent('file.gguf') or QAK_MODEL; qwen-agent-kit-miniatures brings small ones",
-                code="model_not_found",
-            )
-        return min(fitting, key=lambda entry: len(entry.kinds)).name
 
     def _largest(self, kinds: frozenset[str]) -> str:
         here = [entry for entry in self.entries if kinds <= entry.kinds and entry.locate and entry.locate()]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qwen_agent_kit.backends import Backend
 from qwen_agent_kit.catalog import family_of
 from qwen_agent_kit.errors import PluginError, QakError
+from qwen_agent_kit.host.defaults import backends_with_default
 from qwen_agent_kit.host.joint import drivers_of
 from qwen_agent_kit.placement.reading import read_config
 
@@ -47,7 +48,8 @@ def _families(host: Host, spec: object) -> set[str]:
     """Of one model, or of those that answer by default; empty where that is not known before it is opened."""
     spec = spec or host.configured
     if spec is None:
-        return {entry.family for entry in host.entries if entry.default_for}
+        backends = backends_with_default(host, host.backends)
+        return {e.family for e in host.entries if e.default_for} | {f for b in backends for f in b.families}
     if not isinstance(spec, str) or spec == "auto":
         return set()
     from qwen_agent_kit.catalog.released import find  # its data is read only where a model is named
@@ -71,8 +73,9 @@ def default_kinds(host: Host, kinds: frozenset[str]) -> frozenset[str]:
     """The kinds that a conversation of ``kinds`` may come to hold where no model is named: another may answer then."""
     if host.configured is not None:
         return frozenset()
-    covering = (entry.default_for for entry in host.entries if kinds <= entry.default_for)
-    return frozenset().union(*covering)
+    offered = [entry.default_for for entry in host.entries]
+    offered += [backend.accepts for backend in backends_with_default(host, host.backends)]
+    return frozenset().union(*(more for more in offered if kinds <= more))
 
 
 def missing_kind_hint(kind: str, conflicts: Iterable[PluginError] = ()) -> str:
