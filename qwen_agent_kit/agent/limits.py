@@ -19,6 +19,10 @@ MAX_STEP = 32_768
 """Tokens of one step of an engine that has no cap of its own."""
 
 
+_MOST = 10**15
+"""No run gets there, and clocks and counters take it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What ends a run that does not end by itself; None is no limit. Times are on the monotonic clock.
@@ -56,10 +60,15 @@ class Limits:
                 continue
             least = {"same_call": 2}.get(field.name, 1) if whole else 0
             allowed = f"a whole number from {least}" if whole else "a number above 0"
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-                raise UsageError(f"`{field.name}` of Limits is {str(value)[:80]!r}; allowed: {allowed}, or None")
-            if not math.isfinite(value) or value < least or value == 0:
-                raise UsageError(f"`{field.name}` of Limits is {value!r}; allowed: {allowed}, or None")
+            kind = int if whole else int | float
+            fits = isinstance(value, kind) and not isinstance(value, bool) and 0 < value <= _MOST and value >= least
+            if not fits:
+                raise UsageError(f"`{field.name}` of Limits is {_shown(value)}; allowed: {allowed}, or None")
+
+
+def _shown(value: Any) -> str:
+    """A value in few characters; Python refuses to print a very long integer."""
+    return "a very large integer" if isinstance(value, int) and abs(value) > 10**80 else repr(value)[:80]
 
 
 class Meter:

@@ -134,6 +134,9 @@ class Run:
         yield from self._listen(model, request, heard)
         if self._cancel.is_set:
             return
+        if self._meter.late and not heard.deltas:
+            self._stop = "limit:seconds"  # nothing was said: that is no step
+            return
         finish = heard.finish or Finish("cancelled" if self._meter.late else "length")
         self._meter.count(finish.usage, heard.deltas)
         made = calls.fresh_ids(heard.calls, self._seen)
@@ -167,6 +170,10 @@ class Run:
                     yield event
                 if self._cancel.is_set or heard.deltas > most or self._meter.late:
                     return
+        except EngineError as error:
+            if error.code != "queue_timeout" or not self._meter.late:
+                raise
+            return  # our own deadline passed before it was its turn
         finally:
             close(stream)
         if heard.finish is None:

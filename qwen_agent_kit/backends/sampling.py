@@ -26,7 +26,7 @@ class Sampling:
         top_k: Candidates kept, 0 for all.
         min_p: Least probability relative to the likeliest, 0 to 1.
         repetition_penalty: Divides the positive and multiplies the negative logits of ids seen (CTRL, arXiv
-            1909.05858); above 0 to 10.
+            1909.05858); 0.01 to 10.
         presence_penalty: Taken off once for each id generated; -2 to 2.
         frequency_penalty: Taken off per occurrence generated; -2 to 2.
         logit_bias: Added to the logits of ids; -100 to 100.
@@ -79,7 +79,7 @@ _REALS = (
     ("temperature", 0.0, 10.0, False),
     ("top_p", 0.0, 1.0, True),
     ("min_p", 0.0, 1.0, False),
-    ("repetition_penalty", 0.0, 10.0, True),
+    ("repetition_penalty", 0.01, 10.0, False),
     ("presence_penalty", -2.0, 2.0, False),
     ("frequency_penalty", -2.0, 2.0, False),
 )

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from qwen_agent_kit.engine.closing import Endings, allowed, way_out
+from qwen_agent_kit.engine.stack import on_deep_stack
 from qwen_agent_kit.engine.vocabulary import Vocabulary, read_vocabulary
 from qwen_agent_kit.errors import EngineError, SchemaError
 
@@ -83,7 +84,7 @@ class GrammarCompiler:
         except UnicodeEncodeError as error:
             raise SchemaError("the grammar holds half a surrogate pair") from error
         limits = LLParserLimits(max_lexer_states=50_000, step_lexer_fuel=1_000_000, verbose_errors=False)
-        matcher = LLMatcher(self.vocabulary.tokenizer, text, log_level=0, limits=limits)
+        matcher = on_deep_stack(lambda: LLMatcher(self.vocabulary.tokenizer, text, log_level=0, limits=limits))
         if matcher.is_error():
             raise SchemaError(f"the grammar does not compile: {_brief(matcher.get_error())}")
         reserve, closers, samples = _note(text)

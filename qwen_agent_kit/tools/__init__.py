@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from qwen_agent_kit.tools.results import to_parts as to_parts
     from qwen_agent_kit.tools.running import run_call as run_call
     from qwen_agent_kit.tools.schema import OutputType as OutputType
-    from qwen_agent_kit.tools.schema import check_schema as check_schema
     from qwen_agent_kit.tools.schema import output_type as output_type
+    from qwen_agent_kit.tools.schema_check import check_schema as check_schema
     from qwen_agent_kit.tools.validation import ArgumentsError as ArgumentsError
 
 _HOMES = {
@@ -28,7 +28,7 @@ _HOMES = {
     "ToolContext": "context",
     "ToolSet": "definition",
     "as_tool": "definition",
-    "check_schema": "schema",
+    "check_schema": "schema_check",
     "output_type": "schema",
     "run_call": "running",
     "to_parts": "results",

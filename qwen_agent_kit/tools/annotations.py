@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from qwen_agent_kit.errors import SchemaError
@@ -26,7 +27,18 @@ def adapter_of(annotation: Any, *, what: str) -> tuple[Any, dict[str, Any]]:
     from qwen_agent_kit.tools.schema import plain_schema
 
     class Quiet(GenerateJsonSchema):
+        """What compilers of grammars do not know, and pydantic checks anyway, is said otherwise or left out."""
+
         ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  # pydantic's own shape
+
+        def set_schema(self, schema: Any) -> dict[str, Any]:
+            return _without(super().set_schema(schema), "uniqueItems")
+
+        def frozenset_schema(self, schema: Any) -> dict[str, Any]:
+            return _without(super().frozenset_schema(schema), "uniqueItems")
+
+        def dict_schema(self, schema: Any) -> dict[str, Any]:
+            return _with_names(super().dict_schema(schema), schema.get("keys_schema", {}))
 
     try:
         adapter: Any = TypeAdapter(ready(annotation))
@@ -37,6 +49,21 @@ def adapter_of(annotation: Any, *, what: str) -> tuple[Any, dict[str, Any]]:
             hint="use plain types, Literal, Enum, dataclasses, TypedDict or pydantic models",
         ) from error
     return adapter, schema
+
+
+def _without(schema: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in schema.items() if name != key}
+
+
+def _with_names(schema: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """An object whose keys are an Enum or Literal, as the properties that it may have."""
+    named = {"enum": [member.value for member in keys.get("members", ())], "literal": keys.get("expected", ())}
+    names = named.get(str(keys.get("type")), ())
+    plain = _without(schema, "propertyNames")
+    if not names or not all(isinstance(name, str) for name in names):
+        return plain
+    values = plain.get("additionalProperties", {})
+    return {**plain, "properties": dict.fromkeys(names, values), "additionalProperties": False}
 
 
 def ready(annotation: Any) -> Any:

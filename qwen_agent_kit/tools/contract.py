@@ -14,7 +14,7 @@ from qwen_agent_kit.errors import SchemaError
 from qwen_agent_kit.tools.annotations import adapter_of, described, is_media, ready, typed_dict
 from qwen_agent_kit.tools.checking import problems_of_schema, schema_validator
 from qwen_agent_kit.tools.docstrings import Documented, read_docstring
-from qwen_agent_kit.tools.schema import check_schema
+from qwen_agent_kit.tools.schema_check import check_schema
 from qwen_agent_kit.tools.signature import Signature
 from qwen_agent_kit.tools.validation import ArgumentsError, Problem, problems_of_pydantic
 
