@@ -11,13 +11,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen_agent_kit.bench.plots import check_plot
 from qwen_agent_kit.bench.rows import Row
 from qwen_agent_kit.errors import UsageError
 
 if TYPE_CHECKING:
     from qwen_agent_kit.models import LoadedModel
 
-__all__ = ["compared", "model_path", "named", "opened", "opened_side", "ratios", "summary", "threads_here", "turns"]
+__all__ = [
+    "SIDES",
+    "checked",
+    "compared",
+    "model_path",
+    "named",
+    "opened",
+    "opened_side",
+    "ratios",
+    "summary",
+    "threads_here",
+    "turns",
+]
+
+SIDES = ("transformers", "transformers-carried", "llama.cpp-q8_0", "llama.cpp-q4_0")
+"""The names that ``open_side`` takes; here, as its module needs torch."""
 
 _CLASS = {"int4": "llama.cpp-q4_0"}
 
@@ -60,8 +76,6 @@ def named(against: str, quant: str) -> Iterator[str]:
     Raises:
         UsageError: For a name that is not known.
     """
-    from qwen_agent_kit.bench.sides import SIDES
-
     known = {name: (name,) for name in SIDES} | {
         "transformers": ("transformers", "transformers-carried"),
         "llama.cpp": (_CLASS.get(quant, "llama.cpp-q8_0"),),
@@ -70,6 +84,17 @@ def named(against: str, quant: str) -> Iterator[str]:
         if name and name not in known:
             raise UsageError(f"`--against` names {name[:40]!r}; allowed: {', '.join(known)}")
         yield from known.get(name, ())
+
+
+def checked(against: str, quant: str, plot: str | None = None) -> list[str]:
+    """The sides that ``--against`` means; what cannot be is refused before anything is opened.
+
+    Raises:
+        UsageError: For a name that is not known, and for a plot that could not be drawn.
+    """
+    if plot is not None:
+        check_plot(plot)
+    return list(named(against, quant))
 
 
 def opened_side(name: str, path: Path, threads: int, context: int, slots: int = 1) -> Any:

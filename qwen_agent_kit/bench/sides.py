@@ -17,13 +17,11 @@ from typing import Any, Protocol
 import torch
 
 from qwen_agent_kit import foreign
+from qwen_agent_kit.bench.compare import SIDES
 from qwen_agent_kit.bench.convert import requantised, transformers_dir
 from qwen_agent_kit.errors import UsageError
 
-__all__ = ["Answer", "LlamaCpp", "SIDES", "Side", "Transformers", "open_side"]
-
-SIDES = ("transformers", "transformers-carried", "llama.cpp-q8_0", "llama.cpp-q4_0")
-"""The names that ``open_side`` takes."""
+__all__ = ["Answer", "LlamaCpp", "Side", "Transformers", "open_side"]
 
 
 @dataclass(frozen=True, slots=True)

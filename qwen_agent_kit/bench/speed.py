@@ -13,7 +13,16 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_agent_kit.bench.compare import compared, model_path, named, opened, opened_side, summary, threads_here, turns
+from qwen_agent_kit.bench.compare import (
+    checked,
+    compared,
+    model_path,
+    opened,
+    opened_side,
+    summary,
+    threads_here,
+    turns,
+)
 from qwen_agent_kit.bench.rows import Row
 from qwen_agent_kit.errors import UsageError
 
@@ -103,6 +112,7 @@ def _measured(
     plot: str | None,
     threads: int,
 ) -> list[Row]:
+    names = checked(against, quant, plot)
     loaded, threads, path = opened(model, quant, threads)
     from qwen_agent_kit.bench.ours import Ours
 
@@ -110,7 +120,6 @@ def _measured(
     longest = max((*lengths, *(LENGTHS if plot else ()))) + new + 64
     with ExitStack() as stack:
         sides: list[Any] = [stack.enter_context(closing(Ours(loaded, threads=threads, drafts=False)))]
-        names = [name for name in named(against, quant) if name != "transformers-carried"]
         sides += [stack.enter_context(closing(opened_side(name, path, threads, longest))) for name in names]
         title = f"{what}, {Path(model).stem if Path(model).exists() else model}, {quant}"
         for n in lengths:
@@ -146,19 +155,16 @@ def load(
 ) -> list[Row]:
     """Seconds from starting a process to its first token, weight cache warm, and the most memory it took.
 
-    ``--against transformers`` reads the same GGUF file with ``from_pretrained``, once, because it takes a minute.
+    ``--against transformers`` reads the same GGUF file with ``from_pretrained``.
     """
     if plot:
         raise UsageError("`--plot` is for decode and prefill; loading has no curve")
-    path, children = model_path(model, quant), [_Child("ours", quant)]
-    names = list(named(against, quant))
-    children += [_Child(name, quant) for name in names if name.startswith("llama.cpp")]
+    names = [name for name in checked(against, quant) if name != "transformers-carried"]
+    path, children = model_path(model, quant), [_Child(name, quant) for name in ("ours", *names)]
     found = turns(children, pairs, lambda child: child.run(path))
-    rows: list[Row] = []
-    if "transformers" in names:
-        once = _Child("transformers", quant)
-        found[once.name] = [once.run(path)] * pairs
-    rows += compared("process to first token", "s", {n: [t for t, _ in v] for n, v in found.items()}, ours_over=False)
+    rows = list(
+        compared("process to first token", "s", {n: [t for t, _ in v] for n, v in found.items()}, ours_over=False)
+    )
     return rows + [summary(f"peak memory: {n}", "MiB", [m for _, m in v]) for n, v in found.items()]
 
 

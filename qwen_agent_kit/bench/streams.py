@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_agent_kit.bench.compare import named, opened, opened_side, ratios, summary, turns
+from qwen_agent_kit.bench.compare import checked, opened, opened_side, ratios, summary, turns
 from qwen_agent_kit.bench.rows import Row
 
 if TYPE_CHECKING:
@@ -53,12 +53,13 @@ def agent(
         model: A GGUF file or a catalog name.
         quant: ``int8``, ``int4``, ``bf16`` or ``fp32``.
         against: ``transformers`` (a fresh ``generate``, and with its keys and values carried over), ``llama.cpp``, the
-            name of a single side (``bench.sides.SIDES``), or several with commas.
+            name of a single side (``bench.compare.SIDES``), or several with commas.
         pairs: How often each side runs.
         steps: Of the loop.
         threads: For all sides; one per core where 0.
         plot: A PNG file for seconds per step.
     """
+    names = checked(against, quant, plot)
     loaded, threads, path = opened(model, quant, threads)
     from qwen_agent_kit.bench.ours import Ours
     from qwen_agent_kit.bench.turns import make_workload
@@ -69,7 +70,6 @@ def agent(
         sides: list[Any] = [
             stack.enter_context(closing(Ours(loaded, threads=threads, drafts=d))) for d in (True, False)
         ]
-        names = list(named(against, quant))
         sides += [stack.enter_context(closing(opened_side(name, path, threads, context))) for name in names]
         script = _script(sides, work)
         spent: dict[str, list[float]] = {}
@@ -115,6 +115,7 @@ def batch(
         threads: For all sides; one per core where 0.
         plot: A PNG file for tokens per second over streams, of the clock's and of processor time.
     """
+    names = checked(against, quant, plot)
     loaded, threads, path = opened(model, quant, threads)
     from qwen_agent_kit.bench.ours import Ours
 
@@ -123,7 +124,6 @@ def batch(
     spent: dict[str, dict[int, list[float]]] = {}
     with ExitStack() as stack:
         sides: list[Any] = [stack.enter_context(closing(Ours(loaded, threads=threads, drafts=False)))]
-        names = [name for name in named(against, quant) if name != "transformers-carried"]
         context, slots = 64 + tokens, max(STREAMS)
         sides += [stack.enter_context(closing(opened_side(name, path, threads, context, slots))) for name in names]
         for count in STREAMS:
