@@ -25,7 +25,7 @@ from qwen_agent_kit.models.kernels import KERNELS, Choices, Kernel, read_choices
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CLEAR", "MOST_OFF", "ROWS", "Found", "Shape", "choices_for", "chosen", "exact_matrix", "measured"]
+__all__ = ["CLEAR", "Found", "MOST_OFF", "ROWS", "Shape", "choices_for", "chosen", "exact_matrix", "measured"]
 
 _LOG = logging.getLogger("qwen_agent_kit")
 
