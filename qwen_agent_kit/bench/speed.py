@@ -112,7 +112,7 @@ def _measured(
     plot: str | None,
     threads: int,
 ) -> list[Row]:
-    names = checked(against, quant, plot)
+    names = [name for name in checked(against, quant, plot) if name != "transformers-carried"]
     loaded, threads, path = opened(model, quant, threads)
     from qwen_agent_kit.bench.ours import Ours
 

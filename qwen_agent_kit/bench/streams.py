@@ -115,7 +115,7 @@ def batch(
         threads: For all sides; one per core where 0.
         plot: A PNG file for tokens per second over streams, of the clock's and of processor time.
     """
-    names = checked(against, quant, plot)
+    names = [name for name in checked(against, quant, plot) if name != "transformers-carried"]
     loaded, threads, path = opened(model, quant, threads)
     from qwen_agent_kit.bench.ours import Ours
 

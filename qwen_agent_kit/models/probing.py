@@ -126,7 +126,7 @@ def _worth(sizes: Iterable[int]) -> bool:
 
     try:
         return os.getloadavg()[0] <= 1.5 * torch.get_num_threads()
-    except OSError:
+    except (AttributeError, OSError):  # not every system tells
         return True
 
 

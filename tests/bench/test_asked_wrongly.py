@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -55,3 +56,23 @@ def test_names_of_sides_need_no_torch() -> None:
     )
     assert done.stdout == "False\n"
     assert compare.checked("llama.cpp", "int4") == ["llama.cpp-q4_0"]
+
+
+@pytest.mark.parametrize("measurement", [speed.decode, speed.prefill, streams.batch], ids=lambda f: f.__name__)
+def test_keys_that_are_carried_over_are_for_the_loop(measurement: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One prompt has nothing to carry: only the agent's loop runs transformers twice."""
+    opened: list[str] = []
+    module = sys.modules[measurement.__module__]
+
+    def side(name: str, *_: object) -> object:
+        opened.append(name)
+        raise InterruptedError if name.startswith("llama") else RuntimeError(name)
+
+    monkeypatch.setattr(module, "opened", lambda *_: (object(), 1, Path("x")))
+    monkeypatch.setattr(
+        "qwen_agent_kit.bench.ours.Ours", lambda *_, **__: SimpleNamespace(close=lambda: None, name="ours")
+    )
+    monkeypatch.setattr(module, "opened_side", side)
+    with pytest.raises(InterruptedError):
+        measurement(against="transformers-carried,llama.cpp")  # type: ignore[operator]
+    assert opened == ["llama.cpp-q8_0"]
