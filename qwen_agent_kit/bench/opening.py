@@ -14,9 +14,13 @@ _PROMPT = [400, 500, 600, 700, 800, 900, 1000, 1100]
 
 
 def _ours(path: Path, quant: str, threads: int) -> None:
-    from qwen_agent_kit.bench.ours import Ours, opened
+    from qwen_agent_kit.host.tuning import undisturbed
 
-    Ours(opened(path, quant, threads), threads=threads).run(_PROMPT, 1)
+    with undisturbed():  # as the host opens models
+        from qwen_agent_kit.bench.ours import Ours, opened
+
+        ours = Ours(opened(path, quant, threads), threads=threads)
+    ours.run(_PROMPT, 1)
 
 
 def _llama(path: Path, name: str, threads: int) -> None:

@@ -19,6 +19,7 @@ from qwen_agent_kit.host.media import LocalMedia, media_of
 from qwen_agent_kit.host.opening import open_engine
 from qwen_agent_kit.host.resolve import Target, resolve
 from qwen_agent_kit.host.routing import missing_kind_hint
+from qwen_agent_kit.host.tuning import undisturbed
 from qwen_agent_kit.placement import Inventory, Plan, Wishes, make_plan
 from qwen_agent_kit.settings import load_settings
 
@@ -193,7 +194,8 @@ class Host:
 
     def _fill(self, future: Future[ChatModel], target: Target) -> None:
         try:
-            future.set_result(self._open(target))
+            with undisturbed():
+                future.set_result(self._open(target))
         except BaseException as error:  # noqa: BLE001  # whoever waits for this load gets it; the next one tries again
             with self._lock:
                 self._models.pop(target.name, None)

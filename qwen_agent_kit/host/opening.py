@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen_agent_kit.errors import UsageError
-from qwen_agent_kit.host.tuning import tune
+from qwen_agent_kit.host.tuning import tune, undisturbed
 from qwen_agent_kit.paths import cache_dir
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["open_engine"]
 
 
+@undisturbed()
 def open_engine(
     path: Path,
     chosen: Plan,
