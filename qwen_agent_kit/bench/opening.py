@@ -14,9 +14,10 @@ _PROMPT = [400, 500, 600, 700, 800, 900, 1000, 1100]
 
 
 def _ours(path: Path, quant: str, threads: int) -> None:
-    from qwen_agent_kit.host.tuning import undisturbed
+    from qwen_agent_kit.host.tuning import own_process, undisturbed
 
-    with undisturbed():  # as the host opens models
+    own_process()
+    with undisturbed():  # as `qak run` opens models
         from qwen_agent_kit.bench.ours import Ours, opened
 
         ours = Ours(opened(path, quant, threads), threads=threads)

@@ -90,6 +90,7 @@ def open_agent(
     from qwen_agent_kit.agent import Agent, Limits
     from qwen_agent_kit.backends import Sampling
     from qwen_agent_kit.host import Host
+    from qwen_agent_kit.host.tuning import own_process
 
     def approve(call: ToolCall) -> bool | str | None:
         tool = next((tool for tool in agent.tools if tool.name == call.name), None)
@@ -98,6 +99,7 @@ def open_agent(
         return None if ask is None else ask(call)
 
     limits = {"steps": options["max_steps"], "seconds": options["max_seconds"]}
+    own_process()
     adapters = {} if options["adapter"] is None else {options["adapter"]: options["adapter"]}
     with Host(quant=options["quant"], adapters=adapters) as host:
         agent = Agent(

@@ -7,11 +7,24 @@ import gc
 import os
 from collections.abc import Iterator
 
-__all__ = ["tune", "undisturbed"]
+__all__ = ["own_process", "tune", "undisturbed"]
 
 PRIMITIVES = "128"
 """Kernels that oneDNN keeps, one for each shape it met. Each takes some hundred KB, and prompts, media and batches come
 in any number of rows: by its own measure, 1024, a process of many requests grows by a hundred MB and gains nothing."""
+
+
+_OWN: list[bool] = []
+"""Not empty where the process is the kit's own."""
+
+
+def own_process() -> None:
+    """Say that the process is the kit's own, as a command's is.
+
+    What there is when a model was opened is then never walked again. In another's process that would keep what becomes
+    garbage later.
+    """
+    _OWN.append(True)
 
 
 def tune() -> None:
@@ -36,5 +49,7 @@ def undisturbed() -> Iterator[None]:
     try:
         yield
     finally:
+        if _OWN:
+            gc.freeze()
         if was:
             gc.enable()

@@ -10,6 +10,7 @@ import pytest
 
 from qwen_agent_kit import Host
 from qwen_agent_kit.errors import ModelError
+from qwen_agent_kit.host import tuning
 from qwen_agent_kit.host.tuning import undisturbed
 from qwen_agent_kit.testing.models import tiny_model_dir
 
@@ -44,3 +45,18 @@ def test_who_switched_it_off_keeps_it_off() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_only_in_its_own_process_what_is_there_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program's own objects stay the collector's; a command's are not walked again."""
+    with undisturbed():
+        pass
+    assert gc.get_freeze_count() == 0
+    monkeypatch.setattr(tuning, "_OWN", [])
+    tuning.own_process()
+    try:
+        with undisturbed():
+            pass
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
