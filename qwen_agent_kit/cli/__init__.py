@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import click
 
+from qwen_agent_kit.cli import process
 from qwen_agent_kit.errors import QakError, UsageError
 
 __all__ = ["CORE_COMMANDS", "cli", "main"]
@@ -77,6 +78,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``qak`` and exit."""
+    process.begin()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a character that the terminal cannot show ends no answer

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qwen_agent_kit.cli import process
 from qwen_agent_kit.cli.toolfiles import load_tool
 from qwen_agent_kit.errors import MediaError, UsageError
 
@@ -99,7 +100,8 @@ def open_agent(
         return None if ask is None else ask(call)
 
     limits = {"steps": options["max_steps"], "seconds": options["max_seconds"]}
-    own_process()
+    if process.begun():
+        own_process()
     adapters = {} if options["adapter"] is None else {options["adapter"]: options["adapter"]}
     with Host(quant=options["quant"], adapters=adapters) as host:
         agent = Agent(

@@ -49,10 +49,11 @@ def test_who_switched_it_off_keeps_it_off() -> None:
 
 def test_only_in_its_own_process_what_is_there_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program's own objects stay the collector's; a command's are not walked again."""
+    monkeypatch.setattr(tuning, "_OWN", [])
+    gc.unfreeze()
     with undisturbed():
         pass
     assert gc.get_freeze_count() == 0
-    monkeypatch.setattr(tuning, "_OWN", [])
     tuning.own_process()
     try:
         with undisturbed():
