@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from qwen_agent_kit.bench import compare, speed, streams
 from qwen_agent_kit.bench.plots import check_plot
-from qwen_agent_kit.cli.bench import bench_command
+from qwen_agent_kit.cli import cli
 from qwen_agent_kit.errors import UsageError
 
 
@@ -44,7 +44,7 @@ def test_each_checks_before_it_opens(measurement: object, tmp_path: Path, monkey
 )
 def test_the_command_says_what_is_allowed(arguments: list[str]) -> None:
     """With exit code 2, or the error that becomes it."""
-    result = CliRunner().invoke(bench_command, arguments)
+    result = CliRunner().invoke(cli, ["bench", *arguments])
     assert result.exit_code == 2 or isinstance(result.exception, UsageError)
 
 
