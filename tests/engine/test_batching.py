@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_decoder import plain_greedy, small_loaded
+from small_decoder import PlainKV, plain_greedy, small_loaded
 
 from qwen_agent_kit.backends import Sampling
 from qwen_agent_kit.engine import Engine
@@ -309,6 +309,23 @@ def alone(request: dict[str, Any]) -> list[int]:
         return list(engine.submit(request["prompt"], request["sampling"], grammar=request["grammar"]))
 
 
+def as_alone(said: list[int], request: dict[str, Any]) -> bool:
+    """Whether they are the ids of one alone, up to where its two likeliest are one rounding apart.
+
+    Chunks sum the same numbers in another order, so that such a draw may go either way.
+    """
+    wanted = alone(request)
+    at = next((i for i, (a, b) in enumerate(zip(said, wanted, strict=False)) if a != b), None)
+    if at is None:
+        return len(said) == len(wanted)
+    if request["sampling"].temperature != 0.0 or request["grammar"] is not None:
+        return False
+    ids = torch.tensor([*request["prompt"], *wanted[:at]])
+    model, start = small_loaded().model, len(ids) - 1
+    logits = model.forward(ids, torch.arange(len(ids)), PlainKV(), start=0, logits_from=start)[-1]
+    return abs(float(logits[said[at]] - logits[wanted[at]])) < 4e-6
+
+
 def check_combination(folder: Path, waves: list[list[dict[str, Any]]], options: dict[str, Any]) -> None:
     for wave in waves:
         with Engine(small_loaded(), context=256, prefixes=folder, **options) as engine:
@@ -318,7 +335,7 @@ def check_combination(folder: Path, waves: list[list[dict[str, Any]]], options: 
                     for r in wave
                 ]
                 for r, generation in zip(wave, generations, strict=True):
-                    assert list(generation) == alone(r)
+                    assert as_alone(list(generation), r)
                     usage = generation.usage
                     computed = usage.cached_tokens + usage.computed_tokens
                     pending = usage.prompt_tokens + usage.generated_tokens - computed
