@@ -63,6 +63,9 @@ _STALE = 600.0
 _AGAIN = 5.0
 """Seconds after which the directory is looked at again, for what other processes did."""
 
+_TRIES = 5
+"""Times that a directory is made which somebody removes meanwhile."""
+
 _Name = tuple[str, str]
 """The digests of the block before and of its own."""
 
@@ -275,14 +278,24 @@ class Spill:
         """Look at the directory, the first time and now and then; False where it cannot be used."""
         if not self._off and time.monotonic() - self._looked > _AGAIN:
             try:
-                for folder in (self._root, self._folder):
-                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._scan()
+                self._look()
             except OSError as error:
                 _LOG.warning("prefixes are not kept on disk: %s", error.strerror)
                 self._off = True
             self._looked = time.monotonic()
         return not self._off
+
+    def _look(self) -> None:
+        """Make the directories where they are missing, and look at them; again where they go while that is done."""
+        for left in reversed(range(_TRIES)):
+            try:
+                self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._folder.mkdir(mode=0o700, exist_ok=True)
+                return self._scan()
+            except (FileExistsError, FileNotFoundError):  # "exists" and no directory: gone between the two questions
+                if not left:
+                    raise
+        return None
 
     def _scan(self) -> None:
         self._files, self._children, self._others = {}, {}, []

@@ -335,6 +335,28 @@ def test_an_engine_that_stays_finds_what_others_wrote(tmp_path: Path, monkeypatc
     assert run(folder, [250, *PROMPT])[1].cached_tokens == len(PROMPT)
 
 
+def test_a_directory_that_goes_while_it_is_looked_at_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the question whether it can be made and the one whether it is a directory somebody moves it away."""
+    folder, plain, gone = tmp_path / "prefixes", os.mkdir, []
+    run(folder, PROMPT)
+
+    def mkdir(path: Any, mode: int = 0o777) -> None:
+        try:
+            plain(path, mode)
+        except FileExistsError:
+            if not gone:
+                gone.append(folder.rename(tmp_path / "gone"))
+            raise
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    run(folder, PROMPT)
+    assert len(gone) == 1
+    assert run(folder, PROMPT)[1].cached_tokens == len(PROMPT) - 1
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.iterdir())} == {0o700}
+
+
 _KILLED = """
 import os, sys, time
 from pathlib import Path
