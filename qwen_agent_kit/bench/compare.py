@@ -70,8 +70,8 @@ def opened(model: str, quant: str, threads: int = 0) -> tuple[LoadedModel, int, 
     return ours.opened(path, quant, threads), threads, path
 
 
-def named(against: str, quant: str) -> Iterator[str]:
-    """The sides of ``open_side`` that ``--against`` means.
+def named(against: str, quant: str) -> list[str]:
+    """The sides of ``open_side`` that ``--against`` means, each once.
 
     Raises:
         UsageError: For a name that is not known.
@@ -80,10 +80,11 @@ def named(against: str, quant: str) -> Iterator[str]:
         "transformers": ("transformers", "transformers-carried"),
         "llama.cpp": (_CLASS.get(quant, "llama.cpp-q8_0"),),
     }
-    for name in (part.strip() for part in against.split(",")):
-        if name and name not in known:
+    asked = [part.strip() for part in against.split(",") if part.strip()]
+    for name in asked:
+        if name not in known:
             raise UsageError(f"`--against` names {name[:40]!r}; allowed: {', '.join(known)}")
-        yield from known.get(name, ())
+    return list(dict.fromkeys(side for name in asked for side in known[name]))
 
 
 def checked(against: str, quant: str, plot: str | None = None) -> list[str]:
@@ -94,7 +95,7 @@ def checked(against: str, quant: str, plot: str | None = None) -> list[str]:
     """
     if plot is not None:
         check_plot(plot)
-    return list(named(against, quant))
+    return named(against, quant)
 
 
 def opened_side(name: str, path: Path, threads: int, context: int, slots: int = 1) -> Any:

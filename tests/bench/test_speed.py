@@ -109,7 +109,7 @@ def test_a_random_model_of_a_shape_opens(monkeypatch: pytest.MonkeyPatch, kind: 
 def test_mistakes_are_named() -> None:
     """An engine, a length, a scheme."""
     with pytest.raises(UsageError, match=r"'vllm'; allowed: transformers, .*llama.cpp"):
-        list(named("vllm", "int8"))
+        named("vllm", "int8")
     with pytest.raises(UsageError, match=r"'many'; allowed: whole numbers from 1 to 8192"):
         speed.prefill("unused", tokens="many")
     with pytest.raises(UsageError, match=r"'fp32'; allowed: int8, int4, bf16"):

@@ -88,13 +88,14 @@ def test_every_side_is_given_the_same(work: Workload) -> None:
     assert [asked[2] for asked in sides[0].asked[1:4]] == script
 
 
-def test_sides_arenamed() -> None:
+def test_sides_are_named() -> None:
     """A short name stands for its sides in the class of the weights, a side's own for itself; others are refused."""
-    assert list(named("transformers, llama.cpp", "int8")) == ["transformers", "transformers-carried", "llama.cpp-q8_0"]
-    assert list(named("llama.cpp", "int4")) == ["llama.cpp-q4_0"]
-    assert list(named("transformers-carried", "int8")) == ["transformers-carried"]
+    assert named("transformers, llama.cpp", "int8") == ["transformers", "transformers-carried", "llama.cpp-q8_0"]
+    assert named("llama.cpp", "int4") == ["llama.cpp-q4_0"]
+    assert named("llama.cpp,llama.cpp-q8_0,,llama.cpp", "int8") == ["llama.cpp-q8_0"]
+    assert named("transformers-carried", "int8") == ["transformers-carried"]
     with pytest.raises(UsageError, match="vllm"):
-        list(named("vllm", "int8"))
+        named("vllm", "int8")
 
 
 def test_the_long_system_prompt_is_long(qwen: Any) -> None:
