@@ -110,7 +110,11 @@ class Slice:
 
 
 class Encoder(Protocol):
-    """A vision or audio tower."""
+    """A vision or audio tower.
+
+    One that has a ``version``, a text, tells its versions apart by it: keys and values that another one led to are not
+    taken from the disk. What ``Backend.encoder`` makes needs none, its code is told apart by the kit.
+    """
 
     def encode(self, items: Sequence[Any]) -> list[Embeddings]: ...
 

@@ -110,7 +110,8 @@ class Engine:
         self._watch, self._forcing = stop_repetition, forcing
         if layout.snapshots_only:  # what a draft or a file would have to be rolled back to is not there
             drafts, prefixes = False, None
-        spill = None if prefixes is None else Spill(prefixes, _kernel_key(loaded, layout), layout, prefix_bytes)
+        key = _kernel_key(loaded, layout, encoder)
+        spill = None if prefixes is None else Spill(prefixes, key, layout, prefix_bytes)
         cache = Cache(layout, kv_bytes, context, spill)
         self._worker = Worker(Runner(loaded.model), cache, chunk=chunk, queued=MOST_QUEUED, drafts=drafts)
         self._finalizer = weakref.finalize(self, self._worker.stop)
@@ -261,12 +262,13 @@ class Engine:
         self.close()
 
 
-def _kernel_key(loaded: LoadedModel, layout: KVLayout) -> str:
+def _kernel_key(loaded: LoadedModel, layout: KVLayout, encoder: Encoder | None) -> str:
     """What keys and values depend on: weights, how they are held, what computes with them, and their shape."""
     kernels = getattr(loaded.model, "kernels", "torch")
     versions = (importlib.metadata.version("torch"), importlib.metadata.version("qwen-agent-kit"))
     shape = (layout.layers, layout.kv_heads, layout.head_dim, layout.dtype)
-    return folder_key(loaded.digest, getattr(loaded, "scheme", ""), kernels, *versions, *shape)
+    tower = getattr(encoder, "version", "")
+    return folder_key(loaded.digest, getattr(loaded, "scheme", ""), kernels, *versions, *shape, tower)
 
 
 def _check_types(sampling: Any, grammar: Any, budget: Any, deadline: Any) -> None:

@@ -26,7 +26,7 @@ from qwen_agent_kit.errors import MediaError, PluginError, QakError
 if TYPE_CHECKING:
     from qwen_agent_kit.messages import Media
 
-__all__ = ["asked", "drivers_of", "joint", "media_driver"]
+__all__ = ["asked", "drivers_of", "joint", "media_driver", "members"]
 
 T = TypeVar("T")
 
@@ -96,6 +96,12 @@ def joint(family: str, backends: Sequence[Backend]) -> Backend:
     )
 
 
+def members(backend: Backend) -> tuple[Backend, ...]:
+    """The ones that a backend was made of by ``joint``; itself, where it was not."""
+    parts = getattr(backend.widen, "__self__", None)
+    return parts.backends if isinstance(parts, _Parts) else (backend,)
+
+
 @dataclass(frozen=True, slots=True)
 class _Owned:
     """An item, and which of the backends it came from."""
@@ -116,7 +122,7 @@ class _Parts:
     """The functions of a joint backend."""
 
     def __init__(self, backends: tuple[Backend, ...]) -> None:
-        self._backends = backends
+        self.backends = backends
 
     def widen(self, part: Media, facts: ModelFacts, budget: MediaBudget) -> tuple[int, str, Any] | list[Run]:
         owner = self._owner(part)
@@ -142,27 +148,27 @@ class _Parts:
     def _widened(
         self, owner: int, part: Media, facts: ModelFacts, budget: MediaBudget
     ) -> tuple[int, str, Any] | Sequence[Run | Share]:
-        backend = self._backends[owner]
+        backend = self.backends[owner]
         assert backend.widen is not None, "checked where it was made"
         return asked(backend, "widen", backend.widen, part, facts, budget)
 
     def _owner(self, part: Media) -> int:
-        for number, backend in enumerate(self._backends):
+        for number, backend in enumerate(self.backends):
             if part.kind in backend.accepts:
                 return number
         raise MediaError(f"no installed backend takes a part of kind {part.kind!r} for this model")
 
     def positions(self, ids: Sequence[int], spans: Sequence[MediaSpan]) -> tuple[Any, int]:
         """Of the one that has positions of its own; it gets every item as its maker made it."""
-        positions = next(backend.positions for backend in self._backends if backend.positions)
+        positions = next(backend.positions for backend in self.backends if backend.positions)
         found: tuple[Any, int] = positions(ids, [replace(span, item=span.item.item) for span in spans])
         return found
 
     def encoder(self, facts: ModelFacts, tensors: Any, device: str) -> Encoder:
-        return _Encoder(self._backends, facts, tensors, device)
+        return _Encoder(self.backends, facts, tensors, device)
 
     def footprint(self, facts: ModelFacts, budget: MediaBudget) -> int:
-        stating = [(backend, backend.footprint) for backend in self._backends if backend.footprint]
+        stating = [(backend, backend.footprint) for backend in self.backends if backend.footprint]
         return sum(asked(backend, "footprint", states, facts, budget) for backend, states in stating)
 
 

@@ -12,6 +12,7 @@ from qwen_agent_kit.backends import Backend, Encoder, MediaBudget, MediaSpan, Mo
 from qwen_agent_kit.catalog import family_of
 from qwen_agent_kit.errors import MediaError, ModelError, PluginError, UsageError
 from qwen_agent_kit.host.joint import asked, media_driver
+from qwen_agent_kit.host.sources import code_of
 from qwen_agent_kit.media import MediaLimits, stated_pixels
 from qwen_agent_kit.messages import Media, Message
 from qwen_agent_kit.placement.reading import thinker_of
@@ -112,6 +113,7 @@ class _Lazy:
     def __init__(self, backend: Backend, facts: ModelFacts, folder: Path, device: str) -> None:
         self._made: Encoder | None = None
         self._from = (backend, facts, folder, device)
+        self.version = code_of(backend)
 
     def encode(self, items: Sequence[Any]) -> list[Any]:
         if self._made is None:  # the engine's media cache calls this under its lock

@@ -17,9 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_decoder import plain_greedy, small_loaded
 
-from qwen_agent_kit.backends import MediaSpan, Prompt, Sampling
+from qwen_agent_kit.backends import Embeddings, MediaSpan, Prompt, Sampling
 from qwen_agent_kit.engine import Engine
 from qwen_agent_kit.engine.blocks import BLOCK
+from qwen_agent_kit.models import load_model
+from qwen_agent_kit.testing import tiny_model_dir
 
 PROMPT = [(i * 7) % 250 for i in range(300)]
 
@@ -306,6 +308,28 @@ def test_a_read_only_directory_is_read(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "unlink", refused)
     ids, usage = run(tmp_path, PROMPT)
     assert (ids, usage.cached_tokens) == (expected, len(PROMPT) - 1)
+
+
+def test_an_encoder_of_another_version_shares_nothing_on_disk(tmp_path: Path) -> None:
+    """A part of the same digest is other keys and values once the code that encodes it has changed."""
+    loaded = load_model(tiny_model_dir(tmp_path / "model"))
+    prompt = Prompt(PROMPT[:200], (MediaSpan(70, 4, "one", None),))
+    cached = []
+    for version in ("1", "1", "2", "2", "1"):
+        tower = _Tower(version, loaded.config.hidden)
+        with Engine(loaded, prefixes=tmp_path / "kept", encoder=tower) as engine:
+            generation = engine.submit(prompt, greedy(2))
+            list(generation)
+            cached.append(generation.usage.cached_tokens)
+    assert cached == [0, 199, 0, 199, 199]
+
+
+class _Tower:
+    def __init__(self, version: str, hidden: int) -> None:
+        self.version, self.hidden = version, hidden
+
+    def encode(self, items: Any) -> list[Embeddings]:
+        return [Embeddings(torch.zeros(4, self.hidden)) for _ in items]
 
 
 def test_what_goes_on_is_removed_before_what_it_goes_on_from(tmp_path: Path) -> None:
