@@ -274,11 +274,21 @@ class Host:
         media = media_of(target.path(), self.backends)
         loaded, engine = self._engine(target.path(), chosen, media)
         towers = 0 if media is None else media.tower_bytes(loaded.config)
-        chosen = chosen.compare(weight_bytes=loaded.model.weight_bytes + towers)
+        chosen = chosen.compare(weight_bytes=loaded.model.weight_bytes + towers + chosen.adapter_bytes)
         dialect, sampling = (e.dialect, Sampling(**e.sampling)) if (e := target.entry) else ("", None)
         model = LocalChatModel(target.name, loaded, engine, chosen, dialect=dialect, sampling=sampling, media=media)
         model.looks_ahead = self._settings.ahead != "off"
         return model
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Numbers in all its adapters, which a plan leaves room for."""
+        if not self._adapters:
+            return 0
+        from qwen_agent_kit.models import adapter_parameters
+
+        folders = {Path(folder).expanduser() for folder in self._adapters.values() if isinstance(folder, str | Path)}
+        return sum(map(adapter_parameters, folders))  # what is no path is refused where it is named
 
     def _placed(self, target: Target) -> Plan:
         from qwen_agent_kit.host.planning import planned_here

@@ -32,6 +32,10 @@ def planned_model(host: Host, target: Target) -> Model:
     """
     if target.engine is not None:
         raise UsageError(f"`{target.name}` is placed by the engine {target.engine.prefix!r}, not by us")
+    return replace(_without_adapters(host, target), adapters=host.adapter_parameters)
+
+
+def _without_adapters(host: Host, target: Target) -> Model:
     entry = target.entry
     if entry is not None and entry.config is not None:
         return _as_stated(host, model_of_entry(entry), entry.config)
@@ -54,7 +58,8 @@ def planned_here(host: Host, target: Target, wishes: Wishes) -> Plan:
         PlanError: Where there is no device.
         ModelError: Where its sizes cannot be read.
     """
-    return plan_model(limited(inventory()), _model_here(host, target), wishes)
+    model = replace(_model_here(host, target), adapters=host.adapter_parameters)
+    return plan_model(limited(inventory()), model, wishes)
 
 
 def _model_here(host: Host, target: Target) -> Model:

@@ -9,7 +9,7 @@ from qwen_agent_kit.models.fields import read_json
 from qwen_agent_kit.models.gguf_tokenizer import tokenizer_from_gguf
 from qwen_agent_kit.models.linear import Linear, make_linear
 from qwen_agent_kit.models.load import LoadedModel, load_model
-from qwen_agent_kit.models.lora import Adapter
+from qwen_agent_kit.models.lora import Adapter, adapter_parameters
 from qwen_agent_kit.models.safetensors_file import SafetensorsModel
 from qwen_agent_kit.models.segments import KeyValues, Segment
 from qwen_agent_kit.models.weight_cache import WeightCache
@@ -26,6 +26,7 @@ __all__ = [
     "SafetensorsModel",
     "Segment",
     "WeightCache",
+    "adapter_parameters",
     "config_from",
     "load_model",
     "make_linear",

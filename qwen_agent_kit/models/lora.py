@@ -22,7 +22,7 @@ from qwen_agent_kit.models.config import DecoderConfig
 from qwen_agent_kit.models.fields import Fields, read_json
 from qwen_agent_kit.models.safetensors_file import SafetensorsFile
 
-__all__ = ["Adapter", "Update", "read_adapter"]
+__all__ = ["Adapter", "Update", "adapter_parameters", "read_adapter"]
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MOST_RANK = 4096
@@ -141,6 +141,14 @@ def read_adapter(folder: Path, config: DecoderConfig, dtype: torch.dtype) -> Ada
             Update(place.first, a.to(dtype).contiguous(), (b * scale).to(dtype).contiguous())
         )
     return Adapter({key: tuple(of) for key, of in updates.items()}, _digest(folder))
+
+
+def adapter_parameters(folder: Path) -> int:
+    """How many numbers the adapter in a directory holds, by its header; 0 where that cannot be read."""
+    try:
+        return sum(math.prod(entry.shape) for entry in SafetensorsFile(folder / _WEIGHTS).entries.values())
+    except (ModelError, OSError):
+        return 0
 
 
 def _check(described: Fields) -> None:

@@ -50,6 +50,7 @@ class Footprint:
         load_peak: What loading needs besides the weights: the largest matrix as it is read, and while it is packed.
         widest: Weights of a layer's largest matrix.
         stated: Whether ``towers`` was stated by whoever drives the model, work included.
+        adapters: LoRA adapters that may be used beside the weights.
     """
 
     shape: Shape
@@ -64,11 +65,17 @@ class Footprint:
     load_peak: int
     widest: int
     stated: bool = False
+    adapters: int = 0
+
+    @property
+    def beside(self) -> int:
+        """What goes with the first layer: embedding, towers and adapters."""
+        return self.embedding + self.towers + self.adapters
 
     @property
     def weights(self) -> int:
-        """All of them, towers included."""
-        return self.embedding + sum(self.layers) + self.head + self.towers
+        """All of them, towers and adapters included."""
+        return self.beside + sum(self.layers) + self.head
 
     def layer_kv(self, layer: int) -> int:
         """Keys and values of one position."""

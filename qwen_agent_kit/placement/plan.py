@@ -80,6 +80,7 @@ class Plan:
         changes: What would fit instead.
         state_bytes: Recurrent states that are kept of one conversation.
         tower_bytes: Of ``weight_bytes``, those of vision and audio encoders.
+        adapter_bytes: Of ``weight_bytes``, those of the host's LoRA adapters, which are read on first use.
         load_peak_bytes: Needed while loading, besides the weights.
         download_bytes: What is fetched, None where it is here.
         dtype: Of activations.
@@ -113,6 +114,7 @@ class Plan:
     changes: tuple[str, ...] = ()
     state_bytes: int = 0
     tower_bytes: int = 0
+    adapter_bytes: int = 0
     load_peak_bytes: int = 0
     download_bytes: int | None = None
     dtype: str = "bf16"
@@ -162,7 +164,7 @@ class Plan:
     def __str__(self) -> str:
         where = ", ".join(_where(p) for p in self.placements) or self.device
         rows = [f"{self.model} on {where}, {self.scheme}, context {self.context:,}"]
-        rows += [f"  weights      {mib(self.weight_bytes)}" + self._towers()]
+        rows += [f"  weights      {mib(self.weight_bytes)}" + self._of_them()]
         rows += [f"  KV           {mib(self.kv_bytes)}  ({self.kv_bytes_per_token:,} bytes a token)"]
         rows += [f"  state        {mib(self.state_bytes)}"] if self.state_bytes else []
         rows += [
@@ -180,8 +182,10 @@ class Plan:
         rows += [f"  try: {change}" for change in self.changes]
         return "\n".join(rows)
 
-    def _towers(self) -> str:
-        return f"  ({mib(self.tower_bytes)} of them encoders)" if self.tower_bytes else ""
+    def _of_them(self) -> str:
+        kinds = (("encoders", self.tower_bytes), ("adapters", self.adapter_bytes))
+        told = ", ".join(f"{mib(size)} of them {name}" for name, size in kinds if size)
+        return f"  ({told})" if told else ""
 
 
 def _compared(plan: Plan, measured: Mapping[str, float]) -> Iterator[str]:

@@ -52,6 +52,7 @@ class Model:
         through: Another library whose modules run it in the kit's engine, "" for the engine's own.
         towers: Bytes that whoever drives its media states for the towers and their work; counted from ``shape`` where
             None.
+        adapters: Numbers in the LoRA adapters that it may be used with.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Model:
     files: str = ""
     through: str = ""
     towers: Callable[[Wishes], int] | None = None
+    adapters: int = 0
 
     @property
     def schemes(self) -> tuple[str, ...]:
@@ -151,6 +153,7 @@ def _tries(inventory: Inventory, model: Model, wishes: Wishes) -> Iterator[_Try]
     wanted = wishes.context or model.shape.context
     for scheme in schemes:
         fp = footprint(model.shape, scheme)
+        fp = replace(fp, adapters=model.adapters * fp.value)
         if model.towers is not None:
             fp = replace(fp, towers=model.towers(wishes), stated=True)
         for level, devices in _levels(inventory, wishes):
@@ -205,7 +208,7 @@ def place(
         if feeds and kv + state > room:
             return None
         while at < layers:
-            w = fp.layers[at] + (fp.embedding + fp.towers if at == 0 else 0) + (fp.head if at == layers - 1 else 0)
+            w = fp.layers[at] + (fp.beside if at == 0 else 0) + (fp.head if at == layers - 1 else 0)
             k, s = (0, 0) if disk or feeds else remembered[at]
             if weights + kv + state + w + k + s > room:
                 break
@@ -274,6 +277,7 @@ def _plan(inventory: Inventory, model: Model, wishes: Wishes, one: _Try) -> Plan
         reasons=tuple(_reasons(inventory, model, wishes, one, context)),
         state_bytes=shape.state_bytes(fp.value),
         tower_bytes=fp.towers,
+        adapter_bytes=fp.adapters,
         load_peak_bytes=fp.load_peak,
         download_bytes=model.download,
         dtype="fp32" if fp.value == 4 else "bf16",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from adapters import merge, write_adapter
 from oracle import random_prompts, their_greedy, their_model
 
@@ -14,6 +15,7 @@ from qwen_agent_kit import Agent, Host, Limits, Sampling
 from qwen_agent_kit.engine import Engine
 from qwen_agent_kit.errors import ModelError, UsageError
 from qwen_agent_kit.models import LoadedModel, load_model
+from qwen_agent_kit.models.lora import read_adapter
 from qwen_agent_kit.testing import ScriptedModel
 from qwen_agent_kit.testing.models import tiny_model_dir
 
@@ -122,6 +124,24 @@ def test_an_agent_names_one_of_its_hosts(folders: dict[str, Path]) -> None:
         assert agents[1].chat().run("Tell me of rivers.").output == said[1]
         with pytest.raises(UsageError, match="allowed: a, b"):
             Agent(spec, host=host, adapter="c").run("Hello")
+
+
+def test_the_plan_leaves_room_for_all_the_host_knows(folders: dict[str, Path]) -> None:
+    """To the byte that they take once read, each folder once; one that cannot be read counts nothing."""
+    names = {"a": folders["a"], "b": folders["b"], "again": folders["a"], "gone": folders["a"] / "x"}
+    spec, config = str(folders["model"]), load_model(folders["model"]).config
+    for quant, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        plain = Host(quant=quant, cache=False, prefixes=False).plan(spec)
+        with Host(quant=quant, cache=False, prefixes=False, adapters=names) as host:
+            planned = host.plan(spec)
+            host.open(spec)
+            measured = host.plan(spec).measured
+        held = sum(read_adapter(folders[name], config, dtype).nbytes for name in "ab")
+        assert (plain.adapter_bytes, planned.adapter_bytes) == (0, held)
+        assert planned.total_bytes == plain.total_bytes + held
+        assert planned.weight_bytes == plain.weight_bytes + held
+        assert measured["weight_bytes"] == load_model(folders["model"], quant=quant).model.weight_bytes + held
+        assert "of them adapters" in str(planned)
 
 
 def test_where_there_are_none_it_is_said() -> None:
