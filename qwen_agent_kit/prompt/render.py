@@ -138,7 +138,7 @@ class PromptRenderer:
                 return self._render(self._state, messages, tools, thinking, add_generation_prompt)
             except _ForgedError:
                 self._state = self._fresh()
-        raise PromptError("the messages hold each nonce that was drawn")  # pragma: no cover  # 1 in 10**45
+        raise PromptError("the messages hold each nonce that was drawn")  # 1 in 10**45, else it is not random
 
     def _render(
         self,
