@@ -54,15 +54,15 @@ def test_warm_equals_cold(folder: Path, cache: Path, quant: str) -> None:
 
 
 def test_a_warm_start_reads_no_source(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is mapped from the cache does not open the checkpoint again."""
-    load_model(folder, cache=cache)
+    """What is mapped from the cache does not open the checkpoint again, and answers as what was read from it."""
+    expected = our_logits(load_model(folder, cache=cache).model, PROMPT)
 
     def never(*args: object) -> None:
         raise AssertionError("the checkpoint was opened")
 
     monkeypatch.setattr(loading, "SafetensorsModel", never)
     monkeypatch.setattr(loading, "read_text_files", never)
-    load_model(folder, cache=cache)
+    assert torch.equal(our_logits(load_model(folder, cache=cache).model, PROMPT), expected)
 
 
 def test_each_scheme_and_source_has_its_own_entry(folder: Path, cache: Path) -> None:
