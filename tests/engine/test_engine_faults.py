@@ -7,7 +7,6 @@ import gc
 import math
 import os
 import random
-import statistics
 import threading
 import time
 from typing import Any
@@ -186,17 +185,17 @@ def test_f33_the_queue_is_bounded(loaded: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(engine_module, "MOST_QUEUED", 8)
     gate = Gate(loaded)
     with Engine(loaded, kv_bytes=2 * 2 * 2 * 8 * 4 * 64, context=64) as engine:
-        accepted, refusals, times = [], [], []
+        accepted, refusals, slowest = [], [], 0.0
         for i in range(100):
             began = time.perf_counter()
             try:
                 accepted.append(engine.submit([i], greedy(2)))
             except EngineError as error:
                 refusals.append(error.code)
-                times.append(time.perf_counter() - began)
+                slowest = max(slowest, time.perf_counter() - began)
         assert 8 <= len(accepted) <= 10
         assert refusals == ["queue_full"] * (100 - len(accepted))
-        assert statistics.median(times) < 0.05
+        assert slowest < 0.05
         gate.let(1000)
         assert all(len(list(generation)) == 2 for generation in accepted)
 
