@@ -291,11 +291,11 @@ class Spill:
             try:
                 self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._folder.mkdir(mode=0o700, exist_ok=True)
-                return self._scan()
+                self._scan()
+                return
             except (FileExistsError, FileNotFoundError):  # "exists" and no directory: gone between the two questions
                 if not left:
                     raise
-        return None
 
     def _scan(self) -> None:
         self._files, self._children, self._others = {}, {}, []

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qwen_agent_kit.backends import Backend, ChatModel, EngineSpec, Sampling
@@ -116,6 +117,11 @@ class Host:
         from qwen_agent_kit.tools import Tool
 
         return {tool.name: tool for tool in self._collect("tools", "register_tools", Tool)}
+
+    @property
+    def adapters(self) -> Mapping[str, str | Path]:
+        """The LoRA adapters that agents may name, and where they are."""
+        return MappingProxyType(self._adapters)
 
     @property
     def configured(self) -> str | None:
@@ -279,16 +285,6 @@ class Host:
         model = LocalChatModel(target.name, loaded, engine, chosen, dialect=dialect, sampling=sampling, media=media)
         model.looks_ahead = self._settings.ahead != "off"
         return model
-
-    @property
-    def adapter_parameters(self) -> int:
-        """Numbers in all its adapters, which a plan leaves room for."""
-        if not self._adapters:
-            return 0
-        from qwen_agent_kit.models import adapter_parameters
-
-        folders = {Path(folder).expanduser() for folder in self._adapters.values() if isinstance(folder, str | Path)}
-        return sum(map(adapter_parameters, folders))  # what is no path is refused where it is named
 
     def _placed(self, target: Target) -> Plan:
         from qwen_agent_kit.host.planning import planned_here

@@ -12,7 +12,7 @@ from qwen_agent_kit.backends import Backend, Encoder, MediaBudget, MediaSpan, Mo
 from qwen_agent_kit.catalog import family_of
 from qwen_agent_kit.errors import MediaError, ModelError, PluginError, UsageError
 from qwen_agent_kit.host.joint import asked, media_driver
-from qwen_agent_kit.host.sources import code_of
+from qwen_agent_kit.host.plugin_code import code_of
 from qwen_agent_kit.media import MediaLimits, stated_pixels
 from qwen_agent_kit.messages import Media, Message
 from qwen_agent_kit.placement.reading import thinker_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_agent_kit.backends import MediaBudget, ModelFacts
@@ -32,10 +33,10 @@ def planned_model(host: Host, target: Target) -> Model:
     """
     if target.engine is not None:
         raise UsageError(f"`{target.name}` is placed by the engine {target.engine.prefix!r}, not by us")
-    return replace(_without_adapters(host, target), adapters=host.adapter_parameters)
+    return _with_adapters(host, _stated(host, target))
 
 
-def _without_adapters(host: Host, target: Target) -> Model:
+def _stated(host: Host, target: Target) -> Model:
     entry = target.entry
     if entry is not None and entry.config is not None:
         return _as_stated(host, model_of_entry(entry), entry.config)
@@ -58,8 +59,17 @@ def planned_here(host: Host, target: Target, wishes: Wishes) -> Plan:
         PlanError: Where there is no device.
         ModelError: Where its sizes cannot be read.
     """
-    model = replace(_model_here(host, target), adapters=host.adapter_parameters)
-    return plan_model(limited(inventory()), model, wishes)
+    return plan_model(limited(inventory()), _with_adapters(host, _model_here(host, target)), wishes)
+
+
+def _with_adapters(host: Host, model: Model) -> Model:
+    """With room for all that the host knows: whose they are is found out when one is used."""
+    if not host.adapters:
+        return model
+    from qwen_agent_kit.models import adapter_parameters
+
+    folders = {Path(folder).expanduser() for folder in host.adapters.values() if isinstance(folder, str | Path)}
+    return replace(model, adapters=sum(map(adapter_parameters, folders)))
 
 
 def _model_here(host: Host, target: Target) -> Model:

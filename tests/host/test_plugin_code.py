@@ -13,7 +13,7 @@ import pytest
 
 from qwen_agent_kit.backends import Backend
 from qwen_agent_kit.host.joint import joint
-from qwen_agent_kit.host.sources import code_of
+from qwen_agent_kit.host.plugin_code import code_of
 
 CODE = "def widen(*given): return 1, 'digest', None\ndef encoder(*given): return None\n"
 
