@@ -14,6 +14,7 @@ from qwen_agent_kit.backends import Backend, Embeddings, MediaBudget, MediaSpan,
 from qwen_agent_kit.errors import MediaError, ModelError, PluginError, UsageError
 from qwen_agent_kit.host.joint import drivers_of, joint
 from qwen_agent_kit.host.media import LocalMedia, media_of
+from qwen_agent_kit.host.plugin_code import code_of
 from qwen_agent_kit.placement import Wishes
 from qwen_agent_kit.testing import tiny_model_dir
 
@@ -201,6 +202,12 @@ def test_a_digest_is_a_text(tmp_path: Path, digest: Any) -> None:
         media, _ = own(tmp_path, widen=lambda *given, made=made: made)
         with pytest.raises(PluginError, match=r"gave the digest .*; allowed: a text"):
             media.widen(Image(b"x"))
+
+
+def test_a_tower_has_the_version_of_its_plugin(tmp_path: Path) -> None:
+    """So that the engine tells keys and values on disk apart by the plugin's code, before the tower is made."""
+    media, _ = own(tmp_path, encoder=fails)
+    assert getattr(media.encoder(), "version", "") == code_of(media.backend) != ""
 
 
 def test_a_tensor_that_is_not_there_is_named(tmp_path: Path) -> None:
