@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -25,12 +26,28 @@ PACKAGE = Path(qwen_agent_kit.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PLUGINS = sorted(CHECKOUT.glob("plugins/*/pyproject.toml"))
 SHIPPED = sorted([*CHECKOUT.glob("plugins/*/qwen_agent_kit_*.py"), *CHECKOUT.glob("plugins/*/qwen_agent_kit_*/*.py")])
+MUTANTS = CHECKOUT / "tests" / "mutants"
 HOOKS_PAGE = CHECKOUT / "docs" / "reference" / "hooks.md"
 FOREIGN = ("torch", "transformers", "openai", "mcp")
 
 
 def _names(path: Path) -> str:
     return str(path.relative_to(PACKAGE.parent if PACKAGE in path.parents else CHECKOUT))
+
+
+@pytest.mark.parametrize("patch", sorted(MUTANTS.glob("*.patch")), ids=lambda patch: patch.stem)
+def test_a_mutant_fits(patch: Path) -> None:
+    """Each changes one line that is there, and names tests that are; so `make mutants` can begin."""
+    spec = importlib.util.spec_from_file_location("mutants_run", MUTANTS / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run)
+    path, text = run.mutated(patch, CHECKOUT)
+    assert text != path.read_text(encoding="utf-8")
+    for test in run.tests_of(patch):
+        file, _, name = test.partition("::")
+        assert f"def {name.partition('[')[0]}" in (CHECKOUT / file).read_text(encoding="utf-8")
 
 
 def test_the_tests_see_the_installed_wheel():

@@ -53,13 +53,25 @@ def tests_of(patch: Path) -> list[str]:
     return first.removeprefix("tests: ").split()
 
 
+def mutated(patch: Path, folder: Path) -> tuple[Path, str]:
+    """The file below ``folder`` that the mutant changes, and its text with the mutant."""
+    _, _, target, _, *hunk = patch.read_text(encoding="utf-8").splitlines()
+    path = folder / target.removeprefix("+++ b/")
+    before, after = ("".join(line[1:] + "\n" for line in hunk if line[:1] != other) for other in "+-")
+    text = path.read_text(encoding="utf-8")
+    if text.count(before) != 1:
+        raise SystemExit(f"{patch.name} fits {text.count(before)} places of {path.name}; allowed: 1")
+    return path, text.replace(before, after)
+
+
 def passes(tests: list[str], seconds: float, patch: Path | None = None) -> tuple[bool, str]:
     """Whether the tests pass on a copy of the package, with the mutant where one is given, and what pytest wrote."""
     with tempfile.TemporaryDirectory(prefix="qak-mutant-") as name:
         folder = Path(name).resolve()
         shutil.copytree(CHECKOUT / PACKAGE, folder / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
         if patch is not None:
-            subprocess.run(["patch", "-p1", "--quiet", "-i", str(patch)], cwd=folder, check=True)
+            path, text = mutated(patch, folder)
+            path.write_text(text, encoding="utf-8")
         code, wrote = run_pytest(folder, tests, seconds)
     if code not in (0, None, *FAILED):
         raise SystemExit(f"pytest ended with {code}:\n{wrote[-3000:]}")
